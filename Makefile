@@ -1,0 +1,34 @@
+# One-line commands; each makes the environment that it needs.
+PYTHON ?= python3
+VENV ?= .venv
+RUN := $(VENV)/bin/python
+
+.PHONY: demo test lint bench clean
+
+demo: $(VENV)/.ready  ## restore the photos in inputs/demo
+	$(RUN) inference.py --input inputs/demo --output outputs/demo --save-stages
+	@echo "Look at outputs/demo/ (results) and outputs/demo/stages/ (input, stage 1 and result side by side)."
+
+test: $(VENV)/.ready-test  ## all tests
+	$(RUN) -m pytest
+
+lint: $(VENV)/.ready-test  ## style
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+
+bench: $(VENV)/.ready-test  ## quality on synthetic pairs; PHOTOS is any folder of clean photos
+	$(RUN) benchmarks/quality.py --input $(PHOTOS)
+
+$(VENV)/.ready: requirements.txt
+	$(PYTHON) -m venv $(VENV)
+	@echo "Installing the requirements (some minutes the first time) ..."
+	$(RUN) -m pip install --quiet --disable-pip-version-check -r requirements.txt
+	@touch $@
+
+$(VENV)/.ready-test: $(VENV)/.ready pyproject.toml
+	@echo "Installing what the tests need ..."
+	$(RUN) -m pip install --quiet --disable-pip-version-check '.[test]'
+	@touch $@
+
+clean:
+	rm -rf $(VENV) outputs

@@ -1,0 +1,77 @@
+"""The data of one training run: an endless stream of draws for training, a fixed set for validation."""
+
+from collections.abc import Iterator, Sequence
+
+import pytorch_lightning as L
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+
+class DrawSampler(Sampler[int]):
+    """The draws `start + rank, start + rank + ranks, ...` of a stream that `total` draws are taken from.
+
+    Args:
+        total: draws of the whole run, over all ranks.
+        start: draws already used, over all ranks (a resumed run goes on where it stopped).
+    """
+
+    def __init__(self, total: int, start: int = 0, rank: int = 0, ranks: int = 1):
+        self.total, self.start, self.rank, self.ranks = total, start, rank, ranks
+
+    def __len__(self) -> int:
+        # Of the whole run also when resumed: Lightning counts batches from the run's beginning.
+        return self.total // self.ranks
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(range(self.start + self.rank, self.total, self.ranks))
+
+
+class DataModule(L.LightningDataModule):
+    """Batches for the trainer.
+
+    Args:
+        train: a dataset that takes any draw number n >= 0 as its index (`dataset.sources.ImagePairs`).
+        val: a fixed dataset, or None.
+        batch_size: items per device and step; the effective batch is this x devices x accumulated batches.
+        val_batch_size: items per validation step.
+        num_workers: loader processes.
+    """
+
+    def __init__(
+        self,
+        train: Dataset,
+        val: Dataset | Sequence | None = None,
+        batch_size: int = 16,
+        val_batch_size: int = 8,
+        num_workers: int = 1,
+    ):
+        super().__init__()
+        self.train, self.val = train, val
+        self.batch_size, self.val_batch_size, self.num_workers = batch_size, val_batch_size, num_workers
+
+    @property
+    def effective_batch(self) -> int:
+        """Items per optimizer step: batch size x ranks x accumulated batches."""
+        return self.batch_size * self.trainer.world_size * self.trainer.accumulate_grad_batches
+
+    def train_dataloader(self) -> DataLoader:
+        trainer = self.trainer
+        sampler = DrawSampler(
+            trainer.max_steps * self.effective_batch,
+            trainer.global_step * self.effective_batch,
+            trainer.global_rank,
+            trainer.world_size,
+        )
+        return DataLoader(
+            self.train,
+            self.batch_size,
+            sampler=sampler,
+            num_workers=self.num_workers,
+            persistent_workers=self.num_workers > 0,
+            prefetch_factor=4 if self.num_workers else None,
+            pin_memory=trainer.strategy.root_device.type == "cuda",
+        )
+
+    def val_dataloader(self) -> DataLoader | list:
+        if self.val is None:
+            return []
+        return DataLoader(self.val, self.val_batch_size, num_workers=min(self.num_workers, 1))

@@ -1,0 +1,126 @@
+"""Blur kernels of the degradation models: (size, size) float64 arrays that sum to 1, size odd.
+
+Gaussian families follow Real-ESRGAN (Wang et al. 2021, https://arxiv.org/abs/2107.10833, section 3.1).
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+KINDS = ("iso", "aniso", "generalized_iso", "generalized_aniso", "plateau_iso", "plateau_aniso")
+
+
+def mahalanobis(size: int, sigma_x: float, sigma_y: float, theta: float) -> NDArray:
+    """x^T S^-1 x on the pixel grid, S having axes sigma_x, sigma_y (pixels) rotated by theta (radians)."""
+    axis = np.arange(size) - size // 2
+    x, y = np.meshgrid(axis, axis)
+    u = (math.cos(theta) * x + math.sin(theta) * y) / sigma_x
+    v = (-math.sin(theta) * x + math.cos(theta) * y) / sigma_y
+    return u**2 + v**2
+
+
+def gaussian(size: int, sigma_x: float, sigma_y: float, theta: float = 0.0, beta: float = 1.0) -> NDArray:
+    """Generalised Gaussian exp(-m^beta / 2); beta 1 is the Gaussian."""
+    k = np.exp(-0.5 * mahalanobis(size, sigma_x, sigma_y, theta) ** beta)
+    return k / k.sum()
+
+
+def plateau(size: int, sigma_x: float, sigma_y: float, theta: float = 0.0, beta: float = 1.0) -> NDArray:
+    """Flat-topped kernel 1 / (1 + m^beta)."""
+    k = 1 / (1 + mahalanobis(size, sigma_x, sigma_y, theta) ** beta)
+    return k / k.sum()
+
+
+def sinc(size: int, cutoff: float, pad_to: int = 0) -> NDArray:
+    """Circular ideal low-pass with ringing (Real-ESRGAN, equation 6).
+
+    Args:
+        size: odd side of the filter.
+        cutoff: angular frequency in radians per pixel, at most pi.
+        pad_to: zero-pads to this odd side if larger than `size`.
+    """
+    axis = np.arange(size) - size // 2
+    r = np.hypot(*np.meshgrid(axis, axis))
+    r[size // 2, size // 2] = 1.0  # the limit at r = 0 is set below
+    k = cutoff * torch.special.bessel_j1(torch.from_numpy(cutoff * r)).numpy() / (2 * math.pi * r)
+    k[size // 2, size // 2] = cutoff**2 / (4 * math.pi)
+    return np.pad(k / k.sum(), max(pad_to - size, 0) // 2)
+
+
+def filter2d(image: NDArray, kernel: NDArray) -> NDArray:
+    """Correlates every channel of (H, W, C) with `kernel`, borders reflected."""
+    return cv2.filter2D(image, -1, kernel, borderType=cv2.BORDER_REFLECT_101)
+
+
+@dataclass(frozen=True)
+class RandomBlur:
+    """Blurs with a random kernel.
+
+    Args:
+        sizes: range of the odd kernel side, inclusive.
+        kinds: probability of each kernel kind (see `KINDS`); they sum to 1.
+        sigma: range of the standard deviations, pixels.
+        beta_generalized: range of the generalised Gaussian's shape.
+        beta_plateau: range of the plateau's shape.
+        sinc_prob: probability of a sinc filter in place of the above.
+        prob: probability of blurring at all.
+    """
+
+    sizes: Sequence[int]
+    kinds: Mapping[str, float]
+    sigma: Sequence[float]
+    beta_generalized: Sequence[float] = (0.5, 4.0)
+    beta_plateau: Sequence[float] = (1.0, 2.0)
+    sinc_prob: float = 0.0
+    prob: float = 1.0
+
+    def __post_init__(self):
+        if set(self.kinds) - set(KINDS) or abs(sum(self.kinds.values()) - 1) > 1e-6:
+            raise ValueError(f"kinds must be probabilities of {', '.join(KINDS)} that sum to 1, not {dict(self.kinds)}")
+
+    def __call__(self, image: NDArray, rng: np.random.Generator) -> NDArray:
+        return filter2d(image, self.kernel(rng)) if rng.random() < self.prob else image
+
+    def kernel(self, rng: np.random.Generator) -> NDArray:
+        size = random_odd(self.sizes, rng)
+        if rng.random() < self.sinc_prob:
+            return sinc(size, rng.uniform(math.pi / (3 if size < 13 else 5), math.pi))
+        kind = rng.choice(list(self.kinds), p=list(self.kinds.values()))
+        sigma_x = sigma_y = rng.uniform(*self.sigma)
+        theta = 0.0
+        if not kind.endswith("_iso") and kind != "iso":
+            sigma_y, theta = rng.uniform(*self.sigma), rng.uniform(-math.pi, math.pi)
+        if kind.startswith("generalized"):
+            return gaussian(size, sigma_x, sigma_y, theta, random_beta(self.beta_generalized, rng))
+        if kind.startswith("plateau"):
+            return plateau(size, sigma_x, sigma_y, theta, random_beta(self.beta_plateau, rng))
+        return gaussian(size, sigma_x, sigma_y, theta)
+
+
+@dataclass(frozen=True)
+class RandomSinc:
+    """The last sinc filter of the second-order model: ringing and overshoot as sharpening and codecs leave them."""
+
+    sizes: Sequence[int]
+    prob: float
+
+    def __call__(self, image: NDArray, rng: np.random.Generator) -> NDArray:
+        if rng.random() >= self.prob:
+            return image
+        return filter2d(image, sinc(random_odd(self.sizes, rng), rng.uniform(math.pi / 3, math.pi)))
+
+
+def random_odd(bounds: Sequence[int], rng: np.random.Generator) -> int:
+    low, high = bounds
+    return int(rng.choice(np.arange(low, high + 1, 2)))
+
+
+def random_beta(bounds: Sequence[float], rng: np.random.Generator) -> float:
+    """Below and above 1 (heavier and lighter tails than the Gaussian's) with equal probability."""
+    low, high = bounds
+    return rng.uniform(min(low, 1.0), 1.0) if rng.random() < 0.5 else rng.uniform(max(low, 1.0), high)

@@ -1,0 +1,97 @@
+"""Restores degraded photos: a folder in, a folder of PNG files out. Without further flags it uses the embedded model."""
+
+import argparse
+import sys
+from collections import Counter
+from dataclasses import fields
+from pathlib import Path
+
+import torch
+from tqdm import tqdm
+
+from model.restorer import Options, Restorer, Result
+from utils.cli import UserError, entry_point
+from utils.config import load_config
+from utils.image import ImageError, list_images, read_rgb, side_by_side, to_tensor, to_uint8, write_png
+
+
+def parser() -> argparse.ArgumentParser:
+    p = argparse.ArgumentParser(description=__doc__)
+    p.add_argument("--input", required=True, help="folder (searched recursively), image, or text file listing images")
+    p.add_argument("--output", required=True, help="folder for the results; they keep the inputs' relative paths")
+    p.add_argument("--config", default="configs/inference/mini.yaml", help="preset (default: %(default)s)")
+    p.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps, ... (default: %(default)s)")
+    p.add_argument("--save-stages", action="store_true", help="also write OUTPUT/stages/: input, stage 1 and result")
+    group = p.add_argument_group("restoration (defaults come from the preset)")
+    for option in fields(Options):
+        group.add_argument(
+            "--" + option.name.replace("_", "-"),
+            type=type(option.default),
+            choices=option.metadata["choices"],
+            help=option.metadata["help"],
+        )
+    p.add_argument("overrides", nargs="*", metavar="key=value", help="changes to the preset's YAML")
+    return p
+
+
+@entry_point
+def main(argv: list[str] | None = None) -> int:
+    args = parser().parse_args(argv)
+    output = Path(args.output)
+    paths = [p for p in list_images(args.input) if output.resolve() not in p.resolve().parents]
+    if not paths:
+        raise UserError(f"no images in {args.input} other than results in {output}; give another folder")
+    restorer = Restorer.from_config(load_config(args.config, args.overrides), pick_device(args.device))
+    flags = {f.name: getattr(args, f.name) for f in fields(Options)}
+    options = restorer.options(**{name: value for name, value in flags.items() if value is not None})
+
+    failures = []
+    bar = tqdm(list(zip(paths, result_names(paths, Path(args.input)), strict=True)), unit="image", desc="restoring")
+    for path, name in bar:
+        bar.set_postfix_str(path.name)
+        try:
+            image = to_tensor(read_rgb(path))[None]
+        except ImageError as error:
+            failures.append(str(error))
+            continue
+        with tqdm(total=0 if options.stage == "1" else options.steps, unit="step", leave=False) as steps:
+            result = restorer(image, options, on_step=lambda i, z_0, steps=steps: steps.update())
+        write_png(output / name, to_uint8(result.image[0]))
+        if args.save_stages:
+            write_png(output / "stages" / name, stages(result))
+    for failure in failures:
+        print(f"error: {failure}", file=sys.stderr)
+    print(f"{len(paths) - len(failures)} of {len(paths)} images restored, in {output}")
+    return 1 if failures else 0
+
+
+def stages(result: Result):
+    pictures = {"input": result.input, "stage 1": result.stage1, "result": result.image}
+    return side_by_side({title: to_uint8(picture[0]) for title, picture in pictures.items()})
+
+
+def result_names(paths: list[Path], source: Path) -> list[Path]:
+    """Relative path of each result: the input's, as .png. Inputs that differ only in their suffix keep it in the name."""
+    root = source if source.is_dir() else source.parent
+    relative = [p.relative_to(root) if p.is_relative_to(root) else Path(p.name) for p in paths]
+    count = Counter(p.with_suffix("") for p in relative)
+    return [p.with_suffix(".png") if count[p.with_suffix("")] == 1 else p.with_name(p.name + ".png") for p in relative]
+
+
+def pick_device(name: str) -> torch.device:
+    """Resolves 'auto'.
+
+    Raises:
+        UserError: the device doesn't exist here.
+    """
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    try:
+        torch.empty(0, device=name)
+    except (RuntimeError, AssertionError) as error:
+        raise UserError(f"--device {name} is not available here; use --device cpu") from error
+    return torch.device(name)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,85 @@
+"""The diffusion process: noise schedule, forward process, training targets and loss (Ho et al. 2020, DDPM)."""
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor
+
+
+def scaled_linear_alpha_bar(timesteps: int, beta_start: float, beta_end: float) -> NDArray[np.float64]:
+    """alpha_bar of betas that are linear in their square root (Stable Diffusion)."""
+    betas = np.linspace(beta_start**0.5, beta_end**0.5, timesteps, dtype=np.float64) ** 2
+    return np.cumprod(1 - betas)
+
+
+def rescale_to_zero_terminal_snr(alpha_bar: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Shifts and scales sqrt(alpha_bar) so that the last step is pure noise and the first is kept (Lin et al. 2024,
+    https://arxiv.org/abs/2305.08891, algorithm 1)."""
+    a = np.sqrt(alpha_bar)
+    return ((a - a[-1]) * a[0] / (a[0] - a[-1])) ** 2
+
+
+class Diffusion:
+    """z_t = sqrt(alpha_bar_t) z_0 + sqrt(1 - alpha_bar_t) eps, and what a network predicts about it.
+
+    Args:
+        timesteps: length T of the chain.
+        beta_start: first beta.
+        beta_end: last beta.
+        prediction: 'eps' (noise), or 'v' = sqrt(alpha_bar) eps - sqrt(1 - alpha_bar) z_0 (Salimans and Ho 2022).
+        zero_terminal_snr: rescales the schedule so that alpha_bar of the last step is 0; needs 'v'.
+    """
+
+    def __init__(
+        self,
+        timesteps: int = 1000,
+        beta_start: float = 0.00085,
+        beta_end: float = 0.012,
+        prediction: str = "eps",
+        zero_terminal_snr: bool = False,
+    ):
+        if prediction not in ("eps", "v"):
+            raise ValueError(f"prediction must be 'eps' or 'v', not '{prediction}'")
+        if zero_terminal_snr and prediction == "eps":
+            raise ValueError("zero_terminal_snr needs prediction 'v': at zero SNR the noise tells nothing about z_0")
+        alpha_bar = scaled_linear_alpha_bar(timesteps, beta_start, beta_end)
+        if zero_terminal_snr:
+            alpha_bar = rescale_to_zero_terminal_snr(alpha_bar)
+        self.alpha_bar = alpha_bar  # (T,), float64; float32 only where it meets a latent
+        self.prediction = prediction
+
+    @property
+    def timesteps(self) -> int:
+        return len(self.alpha_bar)
+
+    def scales(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        """sqrt(alpha_bar_t) and sqrt(1 - alpha_bar_t), (B, 1, 1, 1) float32, for t (B,)."""
+        alpha_bar = torch.from_numpy(self.alpha_bar)[t.cpu()].view(-1, 1, 1, 1)
+        return alpha_bar.sqrt().float().to(t.device), (1 - alpha_bar).sqrt().float().to(t.device)
+
+    def diffuse(self, z_0: Tensor, t: Tensor, eps: Tensor) -> Tensor:
+        """A draw from q(z_t | z_0) (DDPM, equation 4)."""
+        a, s = self.scales(t)
+        return a * z_0 + s * eps
+
+    def target(self, z_0: Tensor, t: Tensor, eps: Tensor) -> Tensor:
+        """What the network should say about z_t."""
+        if self.prediction == "eps":
+            return eps
+        a, s = self.scales(t)
+        return a * eps - s * z_0
+
+    def to_z_0(self, z_t: Tensor, t: Tensor, output: Tensor) -> Tensor:
+        """The clean latent that a network's output implies."""
+        a, s = self.scales(t)
+        return (z_t - s * output) / a if self.prediction == "eps" else a * z_t - s * output
+
+    def draw(self, z_0: Tensor) -> tuple[Tensor, Tensor]:
+        """Random timesteps (B,) and noise (like z_0) for a training step."""
+        t = torch.randint(self.timesteps, (len(z_0),), device=z_0.device)
+        return t, torch.randn_like(z_0)
+
+    def loss(self, output: Tensor, z_0: Tensor, t: Tensor, eps: Tensor) -> Tensor:
+        """Mean squared error to the target, per image: (B,)."""
+        return F.mse_loss(output.float(), self.target(z_0, t, eps), reduction="none").mean(dim=(1, 2, 3))

@@ -1,0 +1,46 @@
+"""Training of the autoencoder (only needed where no published one is used)."""
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from model.autoencoder import AutoencoderKL
+from model.trainable import Trainable
+from utils.metrics import LPIPS, psnr
+
+
+class AutoencoderTraining(Trainable):
+    """L1 + perceptual_weight x LPIPS + kl_weight x KL per latent element.
+
+    Logs `val/latent_scale`, 1 / std of the unscaled latents: the `scale_factor` to write into the model's YAML.
+    """
+
+    def __init__(self, autoencoder: AutoencoderKL, perceptual_weight: float = 0.25, kl_weight: float = 1e-4, **kwargs):
+        super().__init__({"autoencoder": autoencoder}, {"lpips": LPIPS()}, **kwargs)
+        self.perceptual_weight, self.kl_weight = perceptual_weight, kl_weight
+
+    def training_step(self, batch: dict, _: int) -> Tensor:
+        hq = batch["hq"]
+        q = self.trained["autoencoder"].posterior(hq)
+        output = self.trained["autoencoder"].reconstruct(q.sample())
+        l1 = F.l1_loss(output, hq)
+        lpips = self.frozen["lpips"](output, hq).mean()
+        kl = q.kl().mean() / q.mean[0].numel()
+        loss = l1 + self.perceptual_weight * lpips + self.kl_weight * kl
+        self.log_dict({"train/l1": l1, "train/lpips": lpips, "train/kl": kl})
+        self.log("train/loss", loss, prog_bar=True)
+        return loss
+
+    def validation_step(self, batch: dict, _: int) -> None:
+        hq = batch["hq"]
+        q = self.trained["autoencoder"].posterior(hq)
+        output = self.trained["autoencoder"].reconstruct(q.mean).clamp(0, 1)
+        scores = {
+            "val/psnr": psnr(output, hq).mean(),
+            "val/lpips": self.frozen["lpips"](output, hq).mean(),
+            "val/latent_scale": 1 / q.mean.float().std(),
+        }
+        self.log_dict(scores, prog_bar=True, batch_size=len(hq))
+
+    def images(self, batch: dict) -> dict[str, Tensor]:
+        q = self.trained["autoencoder"].posterior(batch["hq"])
+        return {"hq": batch["hq"], "reconstruction": self.trained["autoencoder"].reconstruct(q.mean)}

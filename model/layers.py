@@ -1,0 +1,43 @@
+"""Layers that several networks share."""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+def reflect_index(n: int, before: int, after: int) -> Tensor:
+    """Indices that extend an axis of length n by reflection about its ends, however long the extension."""
+    i = torch.arange(-before, n + after)
+    period = max(2 * (n - 1), 1)
+    i = i.remainder(period)
+    return torch.minimum(i, period - i) if n > 1 else torch.zeros_like(i)
+
+
+def pad_to_multiple(x: Tensor, multiple: int) -> Tensor:
+    """Extends (B, C, H, W) at the bottom and right by reflection until H and W are multiples of `multiple`.
+
+    Unlike `F.pad`, this also works where the extension is longer than the image.
+    """
+    H, W = x.shape[-2:]
+    extra_h, extra_w = -H % multiple, -W % multiple
+    if extra_h < H and extra_w < W:
+        return F.pad(x, (0, extra_w, 0, extra_h), mode="reflect") if extra_h or extra_w else x
+    x = x.index_select(-2, reflect_index(H, 0, extra_h).to(x.device))
+    return x.index_select(-1, reflect_index(W, 0, extra_w).to(x.device))
+
+
+def timestep_embedding(t: Tensor, dim: int, max_period: float = 10000.0) -> Tensor:
+    """Sinusoidal embedding, cosines before sines: (B,) -> (B, dim), float32."""
+    half = dim // 2
+    frequencies = torch.exp(-math.log(max_period) * torch.arange(half, dtype=torch.float32, device=t.device) / half)
+    angles = t[:, None].float() * frequencies
+    return torch.cat([angles.cos(), angles.sin()], dim=-1)
+
+
+def zero_module(module: nn.Module) -> nn.Module:
+    """Sets every parameter to zero, so that a new path starts without effect."""
+    for p in module.parameters():
+        nn.init.zeros_(p)
+    return module

@@ -1,0 +1,59 @@
+"""Training of an unconditional latent UNet: the prior where there is no Stable Diffusion to start from."""
+
+import torch
+from torch import Tensor, nn
+
+from model.autoencoder import AutoencoderKL
+from model.condition import Condition
+from model.denoiser import ControlledUNet, bind, denoiser
+from model.diffusion import Diffusion
+from model.solvers import sample
+from model.trainable import Trainable
+
+
+class PriorTraining(Trainable):
+    """The diffusion loss on latents of clean images, text empty.
+
+    Args:
+        unet: trained.
+        autoencoder: frozen.
+        text_encoder: frozen.
+        diffusion: schedule and target.
+        steps: DDIM steps of the logged samples.
+    """
+
+    def __init__(
+        self,
+        unet: nn.Module,
+        autoencoder: AutoencoderKL,
+        text_encoder: nn.Module,
+        diffusion: Diffusion,
+        steps: int = 20,
+        **kwargs,
+    ):
+        super().__init__({"unet": unet}, {"autoencoder": autoencoder, "text_encoder": text_encoder}, **kwargs)
+        self.diffusion, self.steps = diffusion, steps
+
+    def losses(self, batch: dict) -> Tensor:
+        with torch.no_grad():
+            z_0 = self.frozen["autoencoder"].encode(batch["hq"], sample=True).float()
+            text = self.frozen["text_encoder"](batch["prompt"])
+        t, eps = self.diffusion.draw(z_0)
+        output = self.trained["unet"](self.diffusion.diffuse(z_0, t, eps), t, text)
+        return self.diffusion.loss(output, z_0, t, eps)
+
+    def training_step(self, batch: dict, _: int) -> Tensor:
+        loss = self.losses(batch).mean()
+        self.log("train/loss", loss, prog_bar=True)
+        return loss
+
+    def validation_step(self, batch: dict, _: int) -> None:
+        self.log("val/loss", self.losses(batch).mean(), prog_bar=True, batch_size=len(batch["hq"]))
+
+    def images(self, batch: dict) -> dict[str, Tensor]:
+        autoencoder = self.frozen["autoencoder"]
+        z_T = torch.randn_like(autoencoder.encode(batch["hq"]).float())
+        condition = Condition(text=self.frozen["text_encoder"](batch["prompt"]))
+        denoise = bind(denoiser(ControlledUNet(self.trained["unet"]), self.diffusion), condition)
+        z = sample("ddim", denoise, z_T, self.diffusion.alpha_bar, self.steps, lambda: torch.randn_like(z_T))
+        return {"sample": autoencoder.decode(z), "hq": batch["hq"]}

@@ -1,0 +1,38 @@
+"""Training of stage 1, degradation removal."""
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from model.trainable import Trainable
+from utils.metrics import psnr
+
+LOSSES = {"l1": F.l1_loss, "l2": F.mse_loss}
+
+
+class Stage1(Trainable):
+    """Regresses the clean image: I_reg = network(I_lq), L2 loss (DiffBIR, equation 2) or L1.
+
+    Args:
+        stage1: the network, (B, 3, H, W) -> (B, 3, H, W) in [0, 1].
+        loss: 'l2' or 'l1'.
+    """
+
+    def __init__(self, stage1: nn.Module, loss: str = "l2", **kwargs):
+        super().__init__({"stage1": stage1}, {}, **kwargs)
+        if loss not in LOSSES:
+            raise ValueError(f"loss must be one of {', '.join(LOSSES)}, not '{loss}'")
+        self.loss = LOSSES[loss]
+
+    def training_step(self, batch: dict, _: int) -> Tensor:
+        loss = self.loss(self.trained["stage1"](batch["lq"]), batch["hq"])
+        self.log("train/loss", loss, prog_bar=True)
+        return loss
+
+    def validation_step(self, batch: dict, _: int) -> None:
+        restored = self.trained["stage1"](batch["lq"])
+        self.log("val/loss", self.loss(restored, batch["hq"]), batch_size=len(restored))
+        self.log("val/psnr", psnr(restored.clamp(0, 1), batch["hq"]).mean(), prog_bar=True, batch_size=len(restored))
+        self.log("val/psnr_lq", psnr(batch["lq"], batch["hq"]).mean(), batch_size=len(restored))
+
+    def images(self, batch: dict) -> dict[str, Tensor]:
+        return {"lq": batch["lq"], "stage 1": self.trained["stage1"](batch["lq"]), "hq": batch["hq"]}

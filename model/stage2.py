@@ -1,0 +1,90 @@
+"""Training of stage 2, generation: the branch that steers a frozen latent diffusion model."""
+
+import torch
+from torch import Tensor, nn
+
+from model.autoencoder import AutoencoderKL
+from model.condition import Condition
+from model.diffusion import Diffusion
+from model.restorer import Options, Restorer, Result
+from model.trainable import Trainable
+from utils.metrics import psnr
+
+
+class Stage2(Trainable):
+    """The diffusion loss on latents of clean images, conditioned on E(I_reg) (DiffBIR, equation 4).
+
+    The branch starts as a copy of the UNet's encoder. Autoencoder, text encoder, stage 1 and UNet stay frozen.
+
+    Args:
+        branch: trained, `LatentBranch` or `ImageControlNet`.
+        unet: frozen, unless `train_unet`.
+        autoencoder: frozen.
+        text_encoder: frozen.
+        diffusion: schedule and target.
+        stage1: frozen; None conditions on the degraded image itself (ablation).
+        train_unet: trains the UNet along with the branch; for priors too weak to be steered from outside.
+        init_branch: starts the branch from the UNet; off where `weights.branch` gives one to go on from.
+        solver, steps: how the logged samples are made.
+    """
+
+    def __init__(
+        self,
+        branch: nn.Module,
+        unet: nn.Module,
+        autoencoder: AutoencoderKL,
+        text_encoder: nn.Module,
+        diffusion: Diffusion,
+        stage1: nn.Module | None = None,
+        train_unet: bool = False,
+        init_branch: bool = True,
+        solver: str = "ddim",
+        steps: int = 10,
+        **kwargs,
+    ):
+        if init_branch:
+            branch.init_from(unet)
+        trained, frozen = {"branch": branch}, {"autoencoder": autoencoder, "text_encoder": text_encoder}
+        (trained if train_unet else frozen)["unet"] = unet
+        frozen["stage1"] = nn.Identity() if stage1 is None else stage1
+        super().__init__(trained, frozen, **kwargs)
+        self.diffusion, self.solver, self.steps = diffusion, solver, steps
+
+    @property
+    def restorer(self) -> Restorer:
+        networks = {**self.frozen, **self.trained}
+        options = Options(solver=self.solver, steps=self.steps)
+        return Restorer(**networks, diffusion=self.diffusion, defaults=options)
+
+    @torch.no_grad()
+    def condition(self, batch: dict) -> Condition:
+        """Stage 1 and its latent; everything here is frozen."""
+        i_reg = self.frozen["stage1"](batch["lq"]).float().clamp(0, 1)
+        latent = self.frozen["autoencoder"].encode(i_reg).float()
+        return Condition(latent, self.frozen["text_encoder"](batch["prompt"]), i_reg)
+
+    def losses(self, batch: dict) -> Tensor:
+        condition = self.condition(batch)
+        with torch.no_grad():
+            z_0 = self.frozen["autoencoder"].encode(batch["hq"], sample=True).float()
+        t, eps = self.diffusion.draw(z_0)
+        output = self.restorer.network(self.diffusion.diffuse(z_0, t, eps), t, condition)
+        return self.diffusion.loss(output, z_0, t, eps)
+
+    def training_step(self, batch: dict, _: int) -> Tensor:
+        loss = self.losses(batch).mean()
+        self.log("train/loss", loss, prog_bar=True)
+        return loss
+
+    def validation_step(self, batch: dict, _: int) -> None:
+        restored, size = self.restore(batch).image.to(self.device), len(batch["hq"])
+        self.log("val/loss", self.losses(batch).mean(), prog_bar=True, batch_size=size)
+        self.log("val/psnr", psnr(restored, batch["hq"]).mean(), prog_bar=True, batch_size=size)
+
+    def restore(self, batch: dict) -> Result:
+        """Samples the way inference does, the same noise every time."""
+        return self.restorer(batch["lq"], seeds=range(len(batch["lq"])))
+
+    def images(self, batch: dict) -> dict[str, Tensor]:
+        result = self.restore(batch)
+        return {"lq": batch["lq"], "stage 1": result.stage1, "sample": result.image, "hq": batch["hq"]}

@@ -1,0 +1,11 @@
+"""Trains a small unconditional latent UNet: the prior of stage 2 where there is no Stable Diffusion to start from."""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from utils.training import main  # noqa: E402
+
+if __name__ == "__main__":
+    sys.exit(main(__doc__, "configs/train/mini/prior.yaml"))

@@ -1,0 +1,112 @@
+"""Lightning callbacks of the training scripts."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytorch_lightning as L
+import torch
+from pytorch_lightning.utilities import rank_zero_only
+from torch import Tensor
+from torchvision.utils import make_grid
+
+from model.trainable import Trainable
+from utils.checkpoint import save_weights
+from utils.image import to_uint8, write_png
+
+
+class EMA(L.Callback):
+    """Exponential moving average of the trained weights; validation, pictures and exported weights use it.
+
+    Args:
+        decay: weight of the past at each optimizer step; shorter at the start, min(decay, (1 + n) / (10 + n)).
+    """
+
+    def __init__(self, decay: float = 0.999):
+        self.decay, self.steps = decay, 0
+        self.average: dict[str, Tensor] = {}
+        self.raw: dict[str, Tensor] | None = None  # the trained weights while the average stands in for them
+
+    def on_fit_start(self, trainer: L.Trainer, module: Trainable) -> None:
+        own = module.state_dict()
+        loaded, self.average = self.average, {k: v.clone() for k, v in own.items()}
+        for k, v in loaded.items():
+            self.average[k].copy_(v)
+
+    @torch.no_grad()
+    def on_train_batch_end(self, trainer: L.Trainer, module: Trainable, *_: Any) -> None:
+        if trainer.global_step == self.steps:
+            return  # gradients are still accumulating
+        self.steps = trainer.global_step
+        decay = min(self.decay, (1 + self.steps) / (10 + self.steps))
+        for k, v in module.state_dict().items():
+            self.average[k].lerp_(v, 1 - decay)
+
+    def on_validation_start(self, trainer: L.Trainer, module: Trainable) -> None:
+        self.raw = {k: v.clone() for k, v in module.state_dict().items()}
+        module.load_state_dict(self.average, strict=False)
+
+    def on_validation_end(self, trainer: L.Trainer, module: Trainable) -> None:
+        module.load_state_dict(self.raw, strict=False)
+        self.raw = None
+
+    def on_exception(self, trainer: L.Trainer, module: Trainable, exception: BaseException) -> None:
+        if self.raw is not None:  # stopped during validation: the checkpoint must hold the trained weights
+            self.on_validation_end(trainer, module)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"steps": self.steps, "average": self.average}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.steps, self.average = state["steps"], state["average"]
+
+
+class ExportWeights(L.Callback):
+    """Writes `<folder>/<network>.safetensors` for inference at every validation and at the end; averaged if EMA is on."""
+
+    def __init__(self, folder: str, half: bool = False):
+        self.folder, self.dtype = Path(folder), torch.float16 if half else None
+
+    @rank_zero_only
+    def export(self, trainer: L.Trainer, module: Trainable) -> None:
+        state = {**module.state_dict()}
+        for callback in trainer.callbacks:
+            if isinstance(callback, EMA):
+                state.update(callback.average)
+        for name in module.trained:
+            prefix = f"trained.{name}."
+            own = {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
+            if own:
+                save_weights(own, self.folder / f"{name}.safetensors", self.dtype)
+
+    def on_validation_end(self, trainer: L.Trainer, module: Trainable) -> None:
+        if not trainer.sanity_checking:
+            self.export(trainer, module)
+
+    def on_train_end(self, trainer: L.Trainer, module: Trainable) -> None:
+        self.export(trainer, module)
+
+
+class ImageGrid(L.Callback):
+    """Pictures of the first validation batch, side by side, to TensorBoard and as PNG files; always the same seed."""
+
+    def __init__(self, folder: str, count: int = 6):
+        self.folder, self.count = Path(folder), count
+
+    @rank_zero_only
+    @torch.no_grad()
+    def on_validation_batch_end(
+        self, trainer: L.Trainer, module: Trainable, outputs: Any, batch: dict, batch_idx: int, *_: Any
+    ) -> None:
+        if batch_idx > 0 or trainer.sanity_checking:
+            return
+        with torch.random.fork_rng(), trainer.precision_plugin.forward_context():
+            torch.manual_seed(0)
+            pictures = module.images({k: v[: self.count] for k, v in batch.items()})
+        columns = torch.cat([p.float().clamp(0, 1).cpu() for p in pictures.values()])
+        grid = to_uint8(make_grid(columns, nrow=len(batch["hq"][: self.count]), padding=2))
+        for logger in trainer.loggers:
+            if isinstance(logger, L.loggers.TensorBoardLogger):
+                title = " | ".join(pictures)
+                logger.experiment.add_image(title, np.asarray(grid), trainer.global_step, dataformats="HWC")
+        write_png(self.folder / f"{trainer.global_step:07d}.png", grid)

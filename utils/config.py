@@ -1,0 +1,217 @@
+"""Configuration: YAML files in, objects out.
+
+A YAML may name others under `include:` (paths relative to itself); they are merged first, in order. `${a.b}` reuses a
+value, so that no number is written twice. `key=value` overrides from a command line are merged last. A node with a
+`target` (a dotted Python name) and optional `params` becomes an object; `partial: true` leaves it a callable.
+"""
+
+import difflib
+import functools
+import importlib
+import inspect
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, ListConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
+
+from utils.cli import UserError
+
+ROOT = Path(__file__).resolve().parents[1]
+
+# A YAML from a stranger is code: it may only build the classes of this project and those that these modules document.
+# Functions and deeper modules are left out: pytorch_lightning.cli or torch.utils.data.datapipes would run anything.
+OWN = ("model", "dataset", "utils")
+LIBRARIES = (
+    "torch.nn",
+    "torch.optim",
+    "torch.optim.lr_scheduler",
+    "torch.utils.data",
+    "torchvision.transforms.v2",
+    "pytorch_lightning",
+    "pytorch_lightning.callbacks",
+    "pytorch_lightning.loggers",
+)
+
+
+class ConfigError(UserError):
+    """A configuration that cannot be used; the message names the file or the key's full path."""
+
+
+def project_path(path: str | Path) -> Path:
+    """A path as given if it exists there, else below the project's root (so presets work from any folder)."""
+    path = Path(path).expanduser()
+    return path if path.is_absolute() or path.exists() else ROOT / path
+
+
+def load_config(path: str | Path, overrides: Iterable[str] = ()) -> DictConfig:
+    """Reads a YAML with its includes, applies `key=value` overrides and resolves every `${...}`.
+
+    Raises:
+        ConfigError: the file or an include is missing or is not YAML, includes form a circle, an override names a
+            key that does not exist, or a value is left open (`???`) or cannot be resolved.
+    """
+    config = _read(project_path(path), ())
+    for override in overrides:
+        key, sep, value = override.partition("=")
+        if not sep or not key:
+            raise ConfigError(f"'{override}' is not of the form key=value; write for example trainer.params.max_steps=100")
+        _check_exists(config, key)
+        try:
+            OmegaConf.update(config, key, OmegaConf.from_dotlist([f"value={value}"]).value, merge=False)
+        except (OmegaConfBaseException, YAMLError) as error:
+            raise ConfigError(f"'{override}': {_first_line(error)}") from error
+    missing = list(_open_keys(OmegaConf.to_container(config)))
+    if missing:
+        raise ConfigError(f"{path}: {missing[0]} has no value; give it on the command line as {missing[0]}=...")
+    try:
+        OmegaConf.resolve(config)
+    except OmegaConfBaseException as error:
+        raise ConfigError(f"{path}: {error.full_key or 'a key'}: {_first_line(error)}") from error
+    return config
+
+
+def check_keys(config: DictConfig, required: Sequence[str], optional: Sequence[str] = ()) -> None:
+    """Refuses unknown and missing top-level keys.
+
+    Raises:
+        ConfigError: naming the first offending key.
+    """
+    for key in config:
+        if key not in (*required, *optional):
+            raise ConfigError(f"unknown key '{key}'{_hint(str(key), [*required, *optional])}")
+    for key in required:
+        if key not in config:
+            raise ConfigError(f"missing key '{key}'; this command needs {', '.join(required)}")
+
+
+def instantiate(node: Any, path: str = "") -> Any:
+    """Builds the object that a configuration node describes, arguments first.
+
+    Mappings without a `target` become dicts and lists become lists, with their values built.
+
+    Args:
+        node: a resolved configuration node, or any plain value (returned as it is).
+        path: full key of `node`, for messages.
+
+    Raises:
+        ConfigError: a target that is not allowed or does not exist, or an unknown or missing parameter.
+    """
+    if isinstance(node, (DictConfig, ListConfig)):
+        node = OmegaConf.to_container(node, resolve=True)
+    if isinstance(node, list):
+        return [instantiate(value, f"{path}[{i}]") for i, value in enumerate(node)]
+    if not isinstance(node, dict):
+        return node
+    if "target" not in node:
+        return {key: instantiate(value, _join(path, key)) for key, value in node.items()}
+
+    for key in node:
+        if key not in ("target", "params", "partial"):
+            raise ConfigError(f"unknown key '{_join(path, key)}'; next to 'target' there can be 'params' and 'partial'")
+    target = _locate(node["target"], _join(path, "target"))
+    params = node.get("params") or {}
+    if not isinstance(params, dict):
+        raise ConfigError(f"{_join(path, 'params')} must hold keys and values, not {params!r}")
+    partial = bool(node.get("partial", False))
+    _check_params(target, params, partial, _join(path, "params"))
+    params = {key: instantiate(value, _join(path, f"params.{key}")) for key, value in params.items()}
+    if partial:
+        return functools.partial(target, **params)
+    try:
+        return target(**params)
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"{path or 'config'}: {node['target']}: {_first_line(error)}") from error
+
+
+def _read(path: Path, parents: tuple[Path, ...]) -> DictConfig:
+    path = path.resolve()
+    if path in parents:
+        raise ConfigError(f"{path} includes itself through {parents[-1]}; break the circle")
+    try:
+        config = OmegaConf.load(path)
+    except FileNotFoundError as error:
+        by = f" (included by {parents[-1]})" if parents else ""
+        raise ConfigError(f"no configuration file {path}{by}; check the path") from error
+    except (YAMLError, OmegaConfBaseException, OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} is not a readable YAML file: {' '.join(str(error).split())}") from error
+    if not isinstance(config, DictConfig):
+        raise ConfigError(f"{path} must hold keys and values, not a list")
+    includes = config.pop("include", None) or []
+    includes = [includes] if isinstance(includes, str) else includes
+    if not isinstance(includes, (list, ListConfig)) or not all(isinstance(name, str) for name in includes):
+        raise ConfigError(f"{path}: include must be a path or a list of paths")
+    return OmegaConf.merge(*(_read(path.parent / name, (*parents, path)) for name in includes), config)
+
+
+def _check_exists(config: DictConfig, key: str) -> None:
+    node, walked = config, ""
+    for part in key.split("."):
+        keys = [str(k) for k in node] if isinstance(node, DictConfig) else []
+        if isinstance(node, ListConfig):
+            keys = [str(i) for i in range(len(node))]
+        if part not in keys:
+            raise ConfigError(f"unknown key '{_join(walked, part)}' in the override of '{key}'{_hint(part, keys)}")
+        walked = _join(walked, part)
+        node = OmegaConf.select(config, walked, throw_on_missing=False)
+
+
+def _open_keys(node: Any, path: str = "") -> Iterator[str]:
+    """Full keys of `???`, without those that reuse one through `${...}`."""
+    if node == "???":
+        yield path
+    for key, value in node.items() if isinstance(node, dict) else enumerate(node) if isinstance(node, list) else ():
+        yield from _open_keys(value, _join(path, key))
+
+
+def _locate(name: Any, path: str) -> type:
+    module_name, _, attribute = str(name).rpartition(".")
+    package = module_name.partition(".")[0]
+    refusal = f"{path}: '{name}' is refused; it must be a class of this project or of {', '.join(LIBRARIES)}"
+    if package not in OWN and module_name not in LIBRARIES:
+        raise ConfigError(refusal)
+    try:
+        found = getattr(importlib.import_module(module_name), attribute)
+    except ModuleNotFoundError as error:
+        if not f"{module_name}.".startswith(f"{error.name}."):
+            raise  # the module is there, but not a package that it needs
+        raise ConfigError(f"{path}: there is no '{name}'; check the spelling") from error
+    except AttributeError as error:
+        raise ConfigError(f"{path}: there is no '{name}'; check the spelling") from error
+    if not inspect.isclass(found) or found.__module__.partition(".")[0] != package:
+        raise ConfigError(refusal)
+    return found
+
+
+def _check_params(target: Any, params: dict, partial: bool, path: str) -> None:
+    try:
+        signature = inspect.signature(target).parameters.values()
+    except (TypeError, ValueError):
+        return  # a builtin without a signature: the call itself will tell
+    named = [p for p in signature if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
+    if not any(p.kind == p.VAR_KEYWORD for p in signature):
+        names = [p.name for p in named]
+        for key in params:
+            if key not in names:
+                raise ConfigError(f"unknown key '{_join(path, key)}' for {target.__qualname__}{_hint(str(key), names)}")
+    if not partial:
+        for p in named:
+            if p.default is p.empty and p.name not in params:
+                raise ConfigError(f"missing key '{_join(path, p.name)}': {target.__qualname__} needs it")
+
+
+def _hint(key: str, known: Sequence[str]) -> str:
+    close = difflib.get_close_matches(key, known, n=1)
+    if close:
+        return f"; did you mean '{close[0]}'?"
+    return f"; known here: {', '.join(known)}" if known else ""
+
+
+def _join(path: str, key: Any) -> str:
+    return f"{path}.{key}" if path else str(key)
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

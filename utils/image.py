@@ -1,0 +1,124 @@
+"""Image files: the only place where images are uint8 (H, W, 3); everywhere else they are float32 NCHW RGB in [0, 1]."""
+
+import io
+import os
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image, ImageCms, ImageDraw, ImageFont, ImageOps, UnidentifiedImageError
+from torch import Tensor
+
+from utils.cli import UserError
+
+SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
+
+
+class ImageError(UserError):
+    """An image file that cannot be read; the message names it."""
+
+
+def list_images(source: str | Path) -> list[Path]:
+    """All images below a folder (recursive, sorted), in a list file (one path a line, relative to it), or one file.
+
+    Raises:
+        UserError: the source doesn't exist or holds no image.
+    """
+    source = Path(source).expanduser()
+    if source.is_dir():
+        paths = sorted(p for p in source.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file())
+        if not paths:
+            raise UserError(f"no images in {source}; looked for {', '.join(SUFFIXES)} in it and its folders")
+        return paths
+    if not source.is_file():
+        raise UserError(f"{source} does not exist; give a folder of images, an image, or a text file listing images")
+    if source.suffix.lower() in SUFFIXES:
+        return [source]
+    try:
+        lines = [line.strip() for line in source.read_text(encoding="utf-8").splitlines()]
+    except UnicodeDecodeError as error:
+        raise UserError(f"{source} is neither an image ({', '.join(SUFFIXES)}) nor a text file listing images") from error
+    paths = [source.parent / line for line in lines if line]
+    if not paths:
+        raise UserError(f"the list {source} is empty; write one image path a line, relative to the list's folder")
+    return paths
+
+
+def read_rgb(path: str | Path) -> NDArray[np.uint8]:
+    """Reads an image as it is meant to be seen: upright (EXIF), in sRGB (ICC), alpha laid over white.
+
+    Returns:
+        (H, W, 3) uint8 RGB.
+
+    Raises:
+        ImageError: missing, truncated or not an image.
+    """
+    try:
+        with Image.open(path) as image:
+            image.load()
+            image = ImageOps.exif_transpose(image)
+            if image.mode.startswith(("I", "F")):  # 16-bit greyscale; Pillow would clip instead of scale
+                grey = np.asarray(image, dtype=np.float32).clip(min=0)
+                white = 1.0 if image.mode == "F" and grey.max() <= 1 else max(65535.0, grey.max())
+                image = Image.fromarray(np.rint(grey / white * 255).astype(np.uint8))
+            rgb = _to_srgb(image)
+            if image.has_transparency_data:
+                rgb.putalpha(image.convert("RGBA").getchannel("A"))
+                rgb = Image.alpha_composite(Image.new("RGBA", rgb.size, "white"), rgb).convert("RGB")
+            return np.asarray(rgb)
+    except FileNotFoundError as error:
+        raise ImageError(f"{path} does not exist") from error
+    except (UnidentifiedImageError, Image.DecompressionBombError) as error:
+        raise ImageError(f"{path} is not a readable image; replace or remove it") from error
+    except (OSError, SyntaxError, ValueError) as error:
+        raise ImageError(f"{path} is damaged ({error}); replace or remove it") from error
+
+
+def _to_srgb(image: Image.Image) -> Image.Image:
+    profile = image.info.get("icc_profile")
+    if image.mode not in ("RGB", "CMYK", "L"):
+        image = image.convert("L" if image.mode in ("1", "LA", "La") else "RGB")
+    if profile:
+        try:
+            source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
+            return ImageCms.profileToProfile(image, source, ImageCms.createProfile("sRGB"), outputMode="RGB")
+        except (ImageCms.PyCMSError, OSError):
+            pass  # a broken profile: the pixel values as they stand are the best guess
+    return image.convert("RGB")
+
+
+def write_png(path: str | Path, rgb: NDArray[np.uint8]) -> None:
+    """Writes (H, W, 3) uint8 as PNG; the file appears whole or not at all."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f".{path.name}.part")
+    try:
+        Image.fromarray(rgb).save(part, format="PNG")
+        os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def to_tensor(rgb: NDArray) -> Tensor:
+    """(H, W, 3) uint8, or float in [0, 1] -> (3, H, W) float32 in [0, 1]."""
+    scale = 255 if rgb.dtype == np.uint8 else 1
+    return torch.from_numpy(np.ascontiguousarray(rgb.transpose(2, 0, 1), dtype=np.float32) / np.float32(scale))
+
+
+def to_uint8(image: Tensor) -> NDArray[np.uint8]:
+    """(3, H, W) in [0, 1], clamped -> (H, W, 3) uint8."""
+    return image.detach().float().clamp(0, 1).mul(255).round().byte().permute(1, 2, 0).cpu().numpy()
+
+
+def side_by_side(images: dict[str, NDArray[np.uint8]]) -> NDArray[np.uint8]:
+    """Equally large (H, W, 3) pictures next to each other, each with its title above."""
+    height, width = next(iter(images.values())).shape[:2]
+    bar, gap = 22, 4
+    canvas = Image.new("RGB", ((width + gap) * len(images) - gap, height + bar), "white")
+    draw = ImageDraw.Draw(canvas)
+    for i, (title, image) in enumerate(images.items()):
+        left = i * (width + gap)
+        draw.text((left + 4, 3), title, fill="black", font=ImageFont.load_default(14))
+        canvas.paste(Image.fromarray(image), (left, bar))
+    return np.asarray(canvas)
