@@ -1,4 +1,4 @@
-"""Restores degraded photos: a folder in, a folder of PNG files out. Without further flags it uses the embedded model."""
+"""Restores degraded photos: a folder in, a folder of PNG files out. By default it uses the embedded model."""
 
 import argparse
 import sys
@@ -71,7 +71,7 @@ def stages(result: Result):
 
 
 def result_names(paths: list[Path], source: Path) -> list[Path]:
-    """Relative path of each result: the input's, as .png. Inputs that differ only in their suffix keep it in the name."""
+    """Relative path of each result: the input's, as .png. Inputs that differ only in suffix keep it in the name."""
     root = source if source.is_dir() else source.parent
     relative = [p.relative_to(root) if p.is_relative_to(root) else Path(p.name) for p in paths]
     count = Counter(p.with_suffix("") for p in relative)

@@ -1,12 +1,11 @@
 """Quality on synthetic pairs: PSNR, SSIM and LPIPS of the degraded input, of stage 1 and of the full result.
 
 Every photo is cropped to its centre, degraded with a fixed seed (second-order model, final scale 4, bicubic back to
-size), restored and compared with the crop. Rows with a guidance scale above 0 show how latent guidance trades realism for
-fidelity; `d(I_reg)` is the mean squared distance to stage 1's output, times 1000.
+size), restored and compared with the crop. Rows with a guidance scale above 0 show how latent guidance trades realism
+for fidelity; `d(I_reg)` is the mean squared distance to stage 1's output, times 1000.
 """
 
 import argparse
-import platform
 import sys
 import time
 from pathlib import Path
@@ -17,12 +16,12 @@ from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from dataset.sources import ImagePairs  # noqa: E402
-from model.restorer import Restorer  # noqa: E402
-from utils.cli import entry_point  # noqa: E402
-from utils.config import instantiate, load_config  # noqa: E402
-from utils.image import side_by_side, to_uint8, write_png  # noqa: E402
-from utils.metrics import LPIPS, psnr, ssim  # noqa: E402
+from dataset.sources import ImagePairs
+from model.restorer import Restorer
+from utils.cli import entry_point
+from utils.config import instantiate, load_config
+from utils.image import side_by_side, to_uint8, write_png
+from utils.metrics import LPIPS, psnr, ssim
 
 
 @entry_point
@@ -75,9 +74,9 @@ def main(argv: list[str] | None = None) -> None:
                 write_png(Path(args.save) / f"{i:03d}.png", side_by_side(pictures))
 
     options = next(iter(scales.values()), restorer.defaults)
-    print(f"\n{len(pairs)} photos, {args.size} pixels, {options.solver}, {options.steps} steps, seed {args.seed}; RGB PSNR")
-    print(f"and SSIM without border crop, {LPIPS.variant}; torch {torch.__version__}, {platform.processor() or 'CPU'},")
-    print(f"{torch.get_num_threads()} threads, float32; seconds are the median per photo.\n")
+    print(f"\n{len(pairs)} photos, {args.size} pixels, {options.solver}, {options.steps} steps, seed {args.seed};")
+    print(f"RGB PSNR and SSIM without border crop, {LPIPS.variant};")
+    print(f"torch {torch.__version__}, {torch.get_num_threads()} threads, float32; seconds are the median per photo.\n")
     print("| | PSNR | SSIM | LPIPS | d(I_reg) | seconds |\n|---|---|---|---|---|---|")
     for name, values in rows.items():
         table = torch.stack(values)

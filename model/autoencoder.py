@@ -100,7 +100,9 @@ class Upsample(nn.Module):
 class Level(nn.Module):
     """The blocks of one resolution and, except at the last, a change of resolution."""
 
-    def __init__(self, block: Sequence[nn.Module], downsample: nn.Module | None = None, upsample: nn.Module | None = None):
+    def __init__(
+        self, block: Sequence[nn.Module], downsample: nn.Module | None = None, upsample: nn.Module | None = None
+    ):
         super().__init__()
         self.block = nn.ModuleList(block)
         if downsample is not None:

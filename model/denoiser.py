@@ -1,7 +1,7 @@
 """Denoisers: functions `(z_t, t, condition) -> z_0`, and what wraps them.
 
-A network and a diffusion process make one; `with_cfg` and `tiled` turn one into another; `bind` fixes the condition and
-`with_guidance` corrects the estimate, which gives the `(z_t, t) -> z_0` that a solver sees. None of them alters a model.
+A network and a diffusion process make one; `with_cfg` and `tiled` turn one into another; `bind` fixes the condition
+and `with_guidance` corrects the estimate, which gives the `(z_t, t) -> z_0` that a solver sees. None alters a model.
 """
 
 from collections.abc import Callable, Iterator

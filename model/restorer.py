@@ -25,7 +25,9 @@ from utils.color import ALIGNMENTS
 from utils.config import check_keys, instantiate
 
 
-def option(default: Any, help: str, choices: Sequence | None = None, low: float | None = None, high: float | None = None):
+def option(
+    default: Any, help: str, choices: Sequence | None = None, low: float | None = None, high: float | None = None
+):
     return field(default=default, metadata={"help": help, "choices": choices, "low": low, "high": high})
 
 

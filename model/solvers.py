@@ -1,8 +1,9 @@
 """Solvers: from noise z_T to a clean latent z_0, as functions of a denoiser `(z_t, t) -> z_0`.
 
-Each takes the denoiser, z_T, alpha_bar (T,) in float64, the timesteps to visit (descending, followed by where to end:
--1 is the clean latent), and `noise`, a function that returns fresh N(0, I) of z_T's shape. Coefficients are computed in float64 and meet the latent as Python floats. Writing
-a = sqrt(alpha_bar) and s = sqrt(1 - alpha_bar), z_t = a_t z_0 + s_t eps. A solver that is deterministic ignores `noise`.
+Each takes the denoiser, z_T, alpha_bar (T,) in float64, the timesteps to visit (descending, then where to end; -1 is
+the clean latent), and `noise`, which returns fresh N(0, I) of z_T's shape and which deterministic solvers ignore.
+Coefficients are computed in float64 and meet the latent as Python floats. With a = sqrt(alpha_bar) and
+s = sqrt(1 - alpha_bar), z_t = a_t z_0 + s_t eps.
 To add one, write a function and register it with its timesteps in `SOLVERS`.
 """
 
@@ -66,7 +67,7 @@ def ddim(
     on_step: Callback,
     eta: float = 0.0,
 ):
-    """DDIM (Song et al. 2021, https://arxiv.org/abs/2010.02502, equations 12 and 16); eta 1 is ancestral, 0 deterministic."""
+    """DDIM (Song et al. 2021, https://arxiv.org/abs/2010.02502, eq. 12, 16); eta 0 is deterministic, 1 ancestral."""
     for i, (t, s) in enumerate(pairwise(timesteps)):
         a_t, a_s = alpha_bar[t], alpha_bar[s] if s >= 0 else 1.0
         z_0 = denoise(z, t)
@@ -79,7 +80,9 @@ def ddim(
     return z
 
 
-def dpmpp_2m(denoise: BoundDenoiser, z: Tensor, alpha_bar: NDArray, timesteps: list[int], noise: Noise, on_step: Callback):
+def dpmpp_2m(
+    denoise: BoundDenoiser, z: Tensor, alpha_bar: NDArray, timesteps: list[int], noise: Noise, on_step: Callback
+):
     """DPM-Solver++(2M) (Lu et al. 2022, https://arxiv.org/abs/2211.01095, algorithm 2), in lambda = log(a / s).
 
     At zero terminal SNR lambda is infinite; alpha_bar is clipped to 1e-8 there.

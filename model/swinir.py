@@ -233,7 +233,7 @@ class SwinIR(nn.Module):
         else:
             self.conv_first = nn.Conv2d(in_chans, embed_dim, 3, padding=1)
         self.patch_embed = PatchEmbed(embed_dim)
-        drop_paths = iter(torch.linspace(0, drop_path_rate, sum(depths)).tolist())
+        drop_paths = iter(drop_path_rate * i / max(sum(depths) - 1, 1) for i in range(sum(depths)))
         self.layers = nn.ModuleList(
             RSTB(
                 embed_dim,

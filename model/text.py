@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 
 class OpenClipTextEncoder(nn.Module):
-    """The text tower of an OpenCLIP model, built without downloads; by default ViT-H/14, as Stable Diffusion 2.1 uses it.
+    """The text tower of an OpenCLIP model, built without downloads; by default ViT-H/14, as in Stable Diffusion 2.1.
 
     Embeddings are the output of the layer before the last, then the final norm.
 

@@ -1,4 +1,4 @@
-"""What every training module shares: which networks are trained, their optimizer, their randomness, their checkpoint."""
+"""What every training module shares: which networks are trained, their optimizer, randomness and checkpoint."""
 
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any

@@ -46,11 +46,22 @@ def test_trainings_build(path):
     instantiate(config.trainer)
 
 
-@pytest.mark.parametrize("path", [p for p in of("model") if "mini" not in p.parts], ids=name)
-def test_full_size_models_build_without_memory(path):
-    config = load_config(path)
+@pytest.mark.parametrize(
+    "files, millions",
+    [
+        (["swinir"], {"stage1": 15.79}),
+        (["stable_diffusion", "latent_branch"], {"unet": 865.91, "branch": 363.15, "autoencoder": 83.65}),
+        (["stable_diffusion", "image_controlnet"], {"text_encoder": 354.03}),
+    ],
+    ids=["swinir", "latent branch", "image controlnet"],
+)
+def test_full_size_models_have_the_published_number_of_parameters(files, millions, tmp_path):
+    """Built without memory, on the meta device."""
+    (tmp_path / "all.yaml").write_text(f"include: {[str(ROOT / 'configs/model' / f'{name}.yaml') for name in files]}")
     with torch.device("meta"):
-        assert build_networks(config)
+        networks = build_networks(load_config(tmp_path / "all.yaml"))
+    for name, expected in millions.items():
+        assert sum(p.numel() for p in networks[name].parameters()) / 1e6 == pytest.approx(expected, abs=0.01)
 
 
 def test_the_embedded_model_has_the_stated_size():

@@ -62,7 +62,7 @@ class EMA(L.Callback):
 
 
 class ExportWeights(L.Callback):
-    """Writes `<folder>/<network>.safetensors` for inference at every validation and at the end; averaged if EMA is on."""
+    """Writes `<folder>/<network>.safetensors` for inference at every validation and the end; averaged if EMA is on."""
 
     def __init__(self, folder: str, half: bool = False):
         self.folder, self.dtype = Path(folder), torch.float16 if half else None

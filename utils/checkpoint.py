@@ -58,7 +58,9 @@ def load_weights(module: nn.Module, path: str | Path) -> nn.Module:
             for what, keys in (("missing", missing), ("unexpected", extra), ("of another shape", shapes))
             if keys
         ]
-        raise CheckpointError(f"{path} does not fit {type(module).__name__}: {', '.join(parts)}; use the matching configuration")
+        raise CheckpointError(
+            f"{path} does not fit {type(module).__name__}: {', '.join(parts)}; use the matching configuration"
+        )
     module.load_state_dict(state)
     return module
 

@@ -57,7 +57,9 @@ def load_config(path: str | Path, overrides: Iterable[str] = ()) -> DictConfig:
     for override in overrides:
         key, sep, value = override.partition("=")
         if not sep or not key:
-            raise ConfigError(f"'{override}' is not of the form key=value; write for example trainer.params.max_steps=100")
+            raise ConfigError(
+                f"'{override}' is not of the form key=value; write for example trainer.params.max_steps=100"
+            )
         _check_exists(config, key)
         try:
             OmegaConf.update(config, key, OmegaConf.from_dotlist([f"value={value}"]).value, merge=False)
@@ -185,21 +187,28 @@ def _locate(name: Any, path: str) -> type:
     return found
 
 
-def _check_params(target: Any, params: dict, partial: bool, path: str) -> None:
-    try:
-        signature = inspect.signature(target).parameters.values()
-    except (TypeError, ValueError):
-        return  # a builtin without a signature: the call itself will tell
-    named = [p for p in signature if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
-    if not any(p.kind == p.VAR_KEYWORD for p in signature):
-        names = [p.name for p in named]
-        for key in params:
-            if key not in names:
-                raise ConfigError(f"unknown key '{_join(path, key)}' for {target.__qualname__}{_hint(str(key), names)}")
+def _check_params(target: type, params: dict, partial: bool, path: str) -> None:
+    names = _parameters(target)
+    for key in params if names is not None else ():
+        if key not in names:
+            raise ConfigError(f"unknown key '{_join(path, key)}' for {target.__qualname__}{_hint(str(key), names)}")
     if not partial:
-        for p in named:
-            if p.default is p.empty and p.name not in params:
+        for p in inspect.signature(target).parameters.values():
+            if p.default is p.empty and p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD) and p.name not in params:
                 raise ConfigError(f"missing key '{_join(path, p.name)}': {target.__qualname__} needs it")
+
+
+def _parameters(target: type) -> list[str] | None:
+    """Names that a class's constructor takes, those that it hands on to its base by **kwargs included; None is any."""
+    names: list[str] = []
+    for cls in target.__mro__:
+        if "__init__" not in vars(cls):
+            continue
+        _, *parameters = inspect.signature(vars(cls)["__init__"]).parameters.values()  # without self
+        names += [p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
+        if not any(p.kind == p.VAR_KEYWORD for p in parameters):
+            return names
+    return None
 
 
 def _hint(key: str, known: Sequence[str]) -> str:

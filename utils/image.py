@@ -38,7 +38,9 @@ def list_images(source: str | Path) -> list[Path]:
     try:
         lines = [line.strip() for line in source.read_text(encoding="utf-8").splitlines()]
     except UnicodeDecodeError as error:
-        raise UserError(f"{source} is neither an image ({', '.join(SUFFIXES)}) nor a text file listing images") from error
+        raise UserError(
+            f"{source} is neither an image ({', '.join(SUFFIXES)}) nor a text file listing images"
+        ) from error
     paths = [source.parent / line for line in lines if line]
     if not paths:
         raise UserError(f"the list {source} is empty; write one image path a line, relative to the list's folder")

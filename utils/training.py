@@ -28,8 +28,8 @@ def main(description: str, default_config: str, argv: list[str] | None = None) -
     """Command line of a training script."""
     parser = argparse.ArgumentParser(
         description=description,
-        epilog="Overrides: any key of the YAML as key=value, e.g. data.params.batch_size=8 trainer.params.max_steps=1000. "
-        "Resume: resume=auto goes on from the newest checkpoint of run_dir, resume=FILE from that one.",
+        epilog="Overrides: any key of the YAML as key=value, e.g. data.params.batch_size=8 lr=1e-4. "
+        "resume=auto goes on from the newest checkpoint of run_dir, resume=FILE from that one.",
     )
     parser.add_argument("--config", default=default_config, help="YAML of the run (default: %(default)s)")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="changes to the YAML, merged last")
@@ -65,7 +65,7 @@ def train(config: DictConfig) -> None:
 
 
 def find_checkpoint(run_dir: Path, resume: str | None) -> Path | None:
-    """The file that `resume` means: None starts anew, 'auto' is the newest in the run folder (or None if there is none)."""
+    """The file that `resume` means: None starts anew, 'auto' is the newest in the run folder (None if empty)."""
     if resume is None:
         return None
     if resume == "auto":

@@ -321,7 +321,7 @@ def test_the_first_order_runs_its_stages_in_order_and_on_the_small_image():
 def test_the_second_order_runs_its_stages_in_order_and_ends_in_either_way():
     """Sizes: 96 at first, base 96 / scale after the second resize; half of the images are compressed last."""
     log: list[tuple[str, int]] = []
-    names = "blur_1 resize_1 noise_1 jpeg_1 blur_2 resize_2 noise_2 jpeg_2 sinc".split()
+    names = ["blur_1", "resize_1", "noise_1", "jpeg_1", "blur_2", "resize_2", "noise_2", "jpeg_2", "sinc"]
     degrade = SecondOrder(**{name: Recorder(name, log) for name in names}, scale=(2, 4, 4))
     image, generator, n = np.zeros((96, 64, 3), np.float32), rng(), 400
     compressed_last, quarter = 0, 0

@@ -1,5 +1,7 @@
 """What wraps a denoiser: guidance, classifier-free guidance, tiling."""
 
+import itertools
+
 import pytest
 import torch
 from torch.testing import assert_close
@@ -85,7 +87,7 @@ def test_windows_cover_everything_and_overlap(length):
     starts = list(window_starts(length, 16, 4))
     assert starts[0] == 0
     assert starts[-1] == max(length - 16, 0)
-    assert all(b - a <= 12 for a, b in zip(starts, starts[1:], strict=False))
+    assert all(b - a <= 12 for a, b in itertools.pairwise(starts))
 
 
 def test_tent_is_symmetric_and_positive():

@@ -99,5 +99,5 @@ def test_bad_options_are_named():
 def test_an_unknown_sampling_key_is_named():
     config = load_config("configs/inference/mini.yaml")
     config.sampling.stepz = 3
-    with pytest.raises(UserError, match="sampling.stepz"):
+    with pytest.raises(UserError, match=r"sampling\.stepz"):
         Restorer.from_config(config)

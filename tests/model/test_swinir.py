@@ -22,7 +22,9 @@ def relative_error(output: torch.Tensor, golden: torch.Tensor) -> float:
 @torch.no_grad()
 def test_every_head_computes_the_published_numbers(head, models_golden):
     net = fill(SwinIR(**SMALL, **HEADS[head])).eval()
-    assert relative_error(net(image("swinir_small_in", (1, 3, 32, 32))), models_golden[f"swinir_small_{head}_out"]) < 1e-4
+    assert (
+        relative_error(net(image("swinir_small_in", (1, 3, 32, 32))), models_golden[f"swinir_small_{head}_out"]) < 1e-4
+    )
 
 
 @pytest.mark.slow

@@ -201,7 +201,7 @@ def test_all_kinds_of_misfit_are_told_at_once(source, network, tmp_path):
     state = source.state_dict()
     for problem in ("missing", "unexpected", "of another shape"):
         state = broken(state, problem)
-    with pytest.raises(CheckpointError, match="1 missing .*, 1 unexpected .*, 1 of another shape "):
+    with pytest.raises(CheckpointError, match=r"1 missing .*, 1 unexpected .*, 1 of another shape "):
         load_weights(network, write(state, tmp_path / "other.pt"))
 
 

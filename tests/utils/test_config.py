@@ -507,3 +507,13 @@ def test_a_yaml_file_with_python_tags_or_a_binary_pickle_does_not_run_it(write, 
     with refused(path):
         load_config(path)
     assert not mark.exists()
+
+
+def test_a_misspelt_key_is_found_through_a_subclass_that_hands_keys_on():
+    """`UNet` takes the dimensions of its base by **kwargs; a typo there must still be named by its full path."""
+    node = OmegaConf.create({"target": "model.unet.UNet", "params": {"model_channelz": 32}})
+    with pytest.raises(ConfigError, match=r"networks\.unet\.params\.model_channelz.*did you mean 'model_channels'"):
+        instantiate(node, "networks.unet")
+    partial = OmegaConf.create({"target": "model.stage1.Stage1", "partial": True, "params": {"optimiser": None}})
+    with pytest.raises(ConfigError, match=r"module\.params\.optimiser"):
+        instantiate(partial, "module")
