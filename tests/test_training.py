@@ -1,6 +1,10 @@
 """Every trainer, briefly, on real photos: it fits, it saves what it trained, it resumes to the same weights."""
 
 import shutil
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -66,6 +70,24 @@ def test_a_resumed_run_ends_where_an_uninterrupted_one_does(name, tmp_path):
         whole = load_file(tmp_path / "whole" / "weights" / f"{network}.safetensors")
         resumed = load_file(tmp_path / "resumed" / "weights" / f"{network}.safetensors")
         assert all(torch.equal(whole[k], resumed[k]) for k in whole)
+
+
+def test_ctrl_c_leaves_a_checkpoint_that_resumes(tmp_path):
+    """A real SIGINT to a real process, then the same command with resume=auto."""
+    command = [sys.executable, "train_stage1.py", *settings("stage1", tmp_path, 10000)]
+    command.append("trainer.params.callbacks.0.params.every_n_train_steps=5")
+    with subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True) as process:
+        deadline = time.monotonic() + 120
+        while not list((tmp_path / "checkpoints").glob("*.ckpt")) and time.monotonic() < deadline:
+            time.sleep(0.05)
+        process.send_signal(signal.SIGINT)
+        _, errors = process.communicate(timeout=120)
+    assert process.returncode == 130
+    assert "resume=auto" in errors
+    step = max(int(checkpoint.stem) for checkpoint in (tmp_path / "checkpoints").glob("*.ckpt"))
+    assert step >= 5
+    run("stage1", tmp_path, step + 2, "resume=auto")
+    assert (tmp_path / "checkpoints" / f"{step + 2:07d}.ckpt").exists()
 
 
 def test_training_changes_the_weights_and_lowers_the_loss(tmp_path):

@@ -35,6 +35,7 @@ def main(description: str, default_config: str, argv: list[str] | None = None) -
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="changes to the YAML, merged last")
     args = parser.parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
+    logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
     train(load_config(args.config, args.overrides))
 
 
@@ -61,7 +62,13 @@ def train(config: DictConfig) -> None:
     log.info("%s: %.2f M trained parameters, effective batch %d", run_dir, trained / 1e6, effective_batch)
     if checkpoint:
         log.info("going on from %s", checkpoint)
-    trainer.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True)
+    try:
+        trainer.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True)
+    except SystemExit as exit:  # what Lightning makes of Ctrl-C, once the checkpoint is saved
+        log.info("stopped at step %d; the same command with resume=auto goes on from there", trainer.global_step)
+        raise KeyboardInterrupt from exit
+    trainer.save_checkpoint(run_dir / "checkpoints" / f"{trainer.global_step:07d}.ckpt")
+    log.info("done after step %d: weights for inference are in %s", trainer.global_step, run_dir / "weights")
 
 
 def find_checkpoint(run_dir: Path, resume: str | None) -> Path | None:
