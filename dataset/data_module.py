@@ -48,18 +48,15 @@ class DataModule(L.LightningDataModule):
         self.train, self.val = train, val
         self.batch_size, self.val_batch_size, self.num_workers = batch_size, val_batch_size, num_workers
 
-    @property
-    def effective_batch(self) -> int:
+    def effective_batch(self, trainer: L.Trainer) -> int:
         """Items per optimizer step: batch size x ranks x accumulated batches."""
-        return self.batch_size * self.trainer.world_size * self.trainer.accumulate_grad_batches
+        return self.batch_size * trainer.world_size * trainer.accumulate_grad_batches
 
     def train_dataloader(self) -> DataLoader:
         trainer = self.trainer
+        step = self.effective_batch(trainer)
         sampler = DrawSampler(
-            trainer.max_steps * self.effective_batch,
-            trainer.global_step * self.effective_batch,
-            trainer.global_rank,
-            trainer.world_size,
+            trainer.max_steps * step, trainer.global_step * step, trainer.global_rank, trainer.world_size
         )
         return DataLoader(
             self.train,

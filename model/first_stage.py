@@ -9,7 +9,9 @@ from utils.metrics import LPIPS, psnr
 
 
 class AutoencoderTraining(Trainable):
-    """L1 + perceptual_weight x LPIPS + kl_weight x KL per latent element.
+    """L1 at full and at 1/8 size + perceptual_weight x LPIPS + kl_weight x KL per latent element.
+
+    The coarse L1 is about colour: next to fine structure, chroma weighs little in L1 and LPIPS and is learned late.
 
     Logs `val/latent_scale`, 1 / std of the unscaled latents: the `scale_factor` to write into the model's YAML.
     """
@@ -22,7 +24,7 @@ class AutoencoderTraining(Trainable):
         hq = batch["hq"]
         q = self.trained["autoencoder"].posterior(hq)
         output = self.trained["autoencoder"].reconstruct(q.sample())
-        l1 = F.l1_loss(output, hq)
+        l1 = F.l1_loss(output, hq) + F.l1_loss(F.avg_pool2d(output, 8), F.avg_pool2d(hq, 8))
         lpips = self.frozen["lpips"](output, hq).mean()
         kl = q.kl().mean() / q.mean[0].numel()
         loss = l1 + self.perceptual_weight * lpips + self.kl_weight * kl

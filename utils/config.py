@@ -155,6 +155,8 @@ def _check_exists(config: DictConfig, key: str) -> None:
         if isinstance(node, ListConfig):
             keys = [str(i) for i in range(len(node))]
         if part not in keys:
+            if walked.endswith("params") and f"{walked}.{part}" == key:
+                return  # a parameter that the YAML leaves at its default; its constructor knows whether it exists
             raise ConfigError(f"unknown key '{_join(walked, part)}' in the override of '{key}'{_hint(part, keys)}")
         walked = _join(walked, part)
         node = OmegaConf.select(config, walked, throw_on_missing=False)

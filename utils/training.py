@@ -56,7 +56,7 @@ def train(config: DictConfig) -> None:
     module.to(memory_format=torch.channels_last)
     trainer = instantiate(config.trainer, "trainer")
 
-    effective_batch = config.data.params.batch_size * trainer.world_size * trainer.accumulate_grad_batches
+    effective_batch = data.effective_batch(trainer)
     trained = sum(p.numel() for p in module.parameters() if p.requires_grad)
     record_run(config, run_dir, {"effective_batch": effective_batch, "trained_parameters": trained})
     log.info("%s: %.2f M trained parameters, effective batch %d", run_dir, trained / 1e6, effective_batch)
