@@ -78,6 +78,7 @@ def save_weights(state: dict[str, Tensor], path: str | Path, dtype: torch.dtype 
     try:
         # .clone() also undoes channels_last: safetensors stores contiguous tensors only.
         save_file({k: v.detach().cpu().clone(memory_format=torch.contiguous_format) for k, v in cast.items()}, part)
+        part.chmod(0o644)  # safetensors creates its files unreadable to others
         os.replace(part, path)
     finally:
         part.unlink(missing_ok=True)
