@@ -46,7 +46,7 @@ class Options:
     solver: str = option("ddpm", "sampler", tuple(SOLVERS))
     steps: int = option(50, "sampling steps: more is slower and sharper", low=1, high=1000)
     guidance_scale: float = option(
-        0.0, "latent guidance: 0 is most realistic, larger is closer to stage 1 (try 1000 to 20000)", low=0
+        0.0, "latent guidance: 0 is most realistic, larger is closer to stage 1 (try 3000 to 100000)", low=0
     )
     strength: float = option(1.0, "scale of what the branch adds to the UNet", low=0, high=2)
     cfg_scale: float = option(1.0, "classifier-free guidance by the prompts; 1 is off", low=1)

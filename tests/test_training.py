@@ -1,5 +1,6 @@
 """Every trainer, briefly, on real photos: it fits, it saves what it trained, it resumes to the same weights."""
 
+import functools
 import shutil
 import signal
 import subprocess
@@ -76,12 +77,17 @@ def test_ctrl_c_leaves_a_checkpoint_that_resumes(tmp_path):
     """A real SIGINT to a real process, then the same command with resume=auto."""
     command = [sys.executable, "train_stage1.py", *settings("stage1", tmp_path, 10000)]
     command.append("trainer.params.callbacks.0.params.every_n_train_steps=5")
-    with subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True) as process:
+    # Python ignores SIGINT where its parent did (a background job of a shell, say).
+    restore = functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+    process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True, preexec_fn=restore)
+    try:
         deadline = time.monotonic() + 120
         while not list((tmp_path / "checkpoints").glob("*.ckpt")) and time.monotonic() < deadline:
             time.sleep(0.05)
         process.send_signal(signal.SIGINT)
         _, errors = process.communicate(timeout=120)
+    finally:
+        process.kill()
     assert process.returncode == 130
     assert "resume=auto" in errors
     step = max(int(checkpoint.stem) for checkpoint in (tmp_path / "checkpoints").glob("*.ckpt"))
