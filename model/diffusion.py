@@ -1,5 +1,7 @@
 """The diffusion process: noise schedule, forward process, training targets and loss (Ho et al. 2020, DDPM)."""
 
+from collections.abc import Callable
+
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -75,10 +77,10 @@ class Diffusion:
         a, s = self.scales(t)
         return (z_t - s * output) / a if self.prediction == "eps" else a * z_t - s * output
 
-    def draw(self, z_0: Tensor) -> tuple[Tensor, Tensor]:
-        """Random timesteps (B,) and noise (like z_0) for a training step."""
-        t = torch.randint(self.timesteps, (len(z_0),), device=z_0.device)
-        return t, torch.randn_like(z_0)
+    def training_loss(self, predict: Callable[[Tensor, Tensor], Tensor], z_0: Tensor) -> Tensor:
+        """Loss of `predict(z_t, t)` at random timesteps and noise, per image: (B,) (DDPM, algorithm 1)."""
+        t, eps = torch.randint(self.timesteps, (len(z_0),), device=z_0.device), torch.randn_like(z_0)
+        return self.loss(predict(self.diffuse(z_0, t, eps), t), z_0, t, eps)
 
     def loss(self, output: Tensor, z_0: Tensor, t: Tensor, eps: Tensor) -> Tensor:
         """Mean squared error to the target, per image: (B,)."""

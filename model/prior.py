@@ -38,9 +38,7 @@ class PriorTraining(Trainable):
         with torch.no_grad():
             z_0 = self.frozen["autoencoder"].encode(batch["hq"], sample=True).float()
             text = self.frozen["text_encoder"](batch["prompt"])
-        t, eps = self.diffusion.draw(z_0)
-        output = self.trained["unet"](self.diffusion.diffuse(z_0, t, eps), t, text)
-        return self.diffusion.loss(output, z_0, t, eps)
+        return self.diffusion.training_loss(lambda z_t, t: self.trained["unet"](z_t, t, text), z_0)
 
     def training_step(self, batch: dict, _: int) -> Tensor:
         loss = self.losses(batch).mean()

@@ -67,9 +67,8 @@ class Stage2(Trainable):
         condition = self.condition(batch)
         with torch.no_grad():
             z_0 = self.frozen["autoencoder"].encode(batch["hq"], sample=True).float()
-        t, eps = self.diffusion.draw(z_0)
-        output = self.restorer.network(self.diffusion.diffuse(z_0, t, eps), t, condition)
-        return self.diffusion.loss(output, z_0, t, eps)
+        network = self.restorer.network
+        return self.diffusion.training_loss(lambda z_t, t: network(z_t, t, condition), z_0)
 
     def training_step(self, batch: dict, _: int) -> Tensor:
         loss = self.losses(batch).mean()
