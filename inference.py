@@ -9,18 +9,35 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from model.restorer import Options, Restorer, Result
+from model.restorer import PRECISIONS, Options, Restorer, Result
 from utils.cli import UserError, entry_point
-from utils.config import load_config
 from utils.image import ImageError, list_images, read_rgb, side_by_side, to_tensor, to_uint8, write_png
+from utils.presets import PRESETS, STAGE1, load_preset, names
 
 
 def parser() -> argparse.ArgumentParser:
     p = argparse.ArgumentParser(description=__doc__)
     p.add_argument("--input", required=True, help="folder (searched recursively), image, or text file listing images")
     p.add_argument("--output", required=True, help="folder for the results; they keep the inputs' relative paths")
-    p.add_argument("--config", default="configs/inference/mini.yaml", help="preset (default: %(default)s)")
+    p.add_argument(
+        "--preset",
+        default="mini",
+        help=f"{', '.join(names(PRESETS))}, or a YAML, e.g. of a training (default: %(default)s)",
+    )
+    p.add_argument("--task", help="of a preset with several: sr, face or denoise (default: its first)")
+    p.add_argument("--stage1", help=f"another stage 1: {', '.join(names(STAGE1))}, or a YAML")
     p.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps, ... (default: %(default)s)")
+    p.add_argument(
+        "--precision",
+        default="auto",
+        choices=("auto", *PRECISIONS),
+        help="of the networks; auto is fp16 on a GPU and fp32 elsewhere (default: %(default)s)",
+    )
+    p.add_argument(
+        "--offload",
+        action="store_true",
+        help="keep only the network that computes in GPU memory: slower",
+    )
     p.add_argument("--save-stages", action="store_true", help="also write OUTPUT/stages/: input, stage 1 and result")
     group = p.add_argument_group("restoration (defaults come from the preset)")
     for option in fields(Options):
@@ -41,7 +58,10 @@ def main(argv: list[str] | None = None) -> int:
     paths = [p for p in list_images(args.input) if output.resolve() not in p.resolve().parents]
     if not paths:
         raise UserError(f"no images in {args.input} other than results in {output}; give another folder")
-    restorer = Restorer.from_config(load_config(args.config, args.overrides), pick_device(args.device))
+    config = load_preset(args.preset, args.task, args.stage1, args.overrides)
+    device = pick_device(args.device)
+    precision = args.precision if args.precision != "auto" else "fp16" if device.type == "cuda" else "fp32"
+    restorer = Restorer.from_config(config, device, precision, args.stage, args.offload)
     flags = {f.name: getattr(args, f.name) for f in fields(Options)}
     options = restorer.options(**{name: value for name, value in flags.items() if value is not None})
 

@@ -22,13 +22,14 @@ from utils.cli import entry_point
 from utils.config import instantiate, load_config
 from utils.image import side_by_side, to_uint8, write_png
 from utils.metrics import LPIPS, psnr, ssim
+from utils.presets import load_preset
 
 
 @entry_point
 def main(argv: list[str] | None = None) -> None:
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("--input", required=True, help="folder of clean photos")
-    p.add_argument("--config", default="configs/inference/mini.yaml", help="preset (default: %(default)s)")
+    p.add_argument("--preset", default="mini", help="as in inference.py (default: %(default)s)")
     p.add_argument("--degradation", default="configs/dataset/realesrgan.yaml", help="its YAML (default: %(default)s)")
     p.add_argument("--count", type=int, default=50, help="photos, in order of their names (default: %(default)s)")
     p.add_argument("--size", type=int, default=256, help="side of the crop (default: %(default)s)")
@@ -39,9 +40,10 @@ def main(argv: list[str] | None = None) -> None:
         "--guidance-scales", type=float, nargs="*", default=[0], help="one row each (default: 0)", metavar="S"
     )
     p.add_argument("--save", help="folder for pictures: input, stage 1, results, clean")
+    p.add_argument("overrides", nargs="*", metavar="key=value", help="changes to the preset's YAML")
     args = p.parse_args(argv)
 
-    restorer = Restorer.from_config(load_config(args.config))
+    restorer = Restorer.from_config(load_preset(args.preset, overrides=args.overrides))
     degradation = instantiate(load_config(args.degradation).degradation)
     pairs = ImagePairs(
         args.input, args.size, degradation, crop="centre", flip=False, shuffle=False, limit=args.count, seed=args.seed

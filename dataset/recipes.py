@@ -3,7 +3,7 @@
 All randomness comes from the generator passed in, all parameters from YAML (configs/dataset/).
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -82,3 +82,23 @@ class SecondOrder:
             x = self.jpeg_2(x, rng)
             x = self.sinc(resize(x, *low, self.resize_2.random_mode(rng)), rng)
         return round_to_8_bits(resize(np.clip(x, 0, 1), height, width, "bicubic"))
+
+
+@dataclass(frozen=True)
+class Mixture:
+    """Each image goes through one recipe, drawn at random.
+
+    Args:
+        recipes: degradations, `(hq, rng) -> lq`.
+        probs: probability of each; they add up to 1.
+    """
+
+    recipes: Sequence[Callable[[NDArray, np.random.Generator], NDArray]]
+    probs: Sequence[float]
+
+    def __post_init__(self) -> None:
+        if len(self.recipes) != len(self.probs):
+            raise ValueError(f"{len(self.recipes)} recipes but {len(self.probs)} probs; one of each")
+
+    def __call__(self, hq: NDArray, rng: np.random.Generator) -> NDArray:
+        return self.recipes[rng.choice(len(self.recipes), p=self.probs)](hq, rng)

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from model.condition import Condition
 from model.diffusion import Diffusion
 
-Denoiser = Callable[[Tensor, int, Condition], Tensor]
-BoundDenoiser = Callable[[Tensor, int], Tensor]
+Denoiser = Callable[[Tensor, float, Condition], Tensor]
+BoundDenoiser = Callable[[Tensor, float], Tensor]
 
 
 class ControlledUNet(nn.Module):
@@ -37,11 +37,13 @@ class ControlledUNet(nn.Module):
 
 
 def denoiser(network: ControlledUNet, diffusion: Diffusion, strength: float = 1.0) -> Denoiser:
-    """Turns a network that predicts eps or v into a denoiser."""
+    """Turns a network that predicts eps or v into a denoiser; z_t and z_0 are float32 whatever the network is."""
+    dtype = next(network.parameters()).dtype
 
-    def denoise(z_t: Tensor, t: int, condition: Condition) -> Tensor:
+    def denoise(z_t: Tensor, t: float, condition: Condition) -> Tensor:
         steps = torch.full((len(z_t),), t, device=z_t.device)
-        return diffusion.to_z_0(z_t, steps, network(z_t, steps, condition, strength).float())
+        output = network(z_t.to(dtype), steps, condition.map(lambda x: x.to(dtype)), strength)
+        return diffusion.to_z_0(z_t, steps, output.float())
 
     return denoise
 
@@ -55,7 +57,7 @@ def with_cfg(denoise: Denoiser, negative: Tensor | None, scale: float) -> Denois
     if scale == 1:
         return denoise
 
-    def guided(z_t: Tensor, t: int, condition: Condition) -> Tensor:
+    def guided(z_t: Tensor, t: float, condition: Condition) -> Tensor:
         unconditional = Condition(condition.latent, negative, condition.image)
         both = denoise(torch.cat([z_t, z_t]), t, Condition.cat(condition, unconditional))
         positive, negative_z_0 = both.chunk(2)
@@ -72,7 +74,7 @@ def tiled(denoise: Denoiser, tile: int, overlap: int) -> Denoiser:
         overlap: latent pixels that neighbouring windows share, less than `tile`.
     """
 
-    def denoise_tiles(z_t: Tensor, t: int, condition: Condition) -> Tensor:
+    def denoise_tiles(z_t: Tensor, t: float, condition: Condition) -> Tensor:
         height, width = z_t.shape[-2:]
         if height <= tile and width <= tile:
             return denoise(z_t, t, condition)
@@ -115,6 +117,6 @@ def bind(denoise: Denoiser, condition: Condition) -> BoundDenoiser:
     return lambda z_t, t: denoise(z_t, t, condition)
 
 
-def with_guidance(denoise: BoundDenoiser, guidance: Callable[[Tensor, int], Tensor]) -> BoundDenoiser:
+def with_guidance(denoise: BoundDenoiser, guidance: Callable[[Tensor, float], Tensor]) -> BoundDenoiser:
     """Corrects every estimate of the clean latent, whatever the solver."""
     return lambda z_t, t: guidance(denoise(z_t, t), t)

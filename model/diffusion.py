@@ -22,6 +22,34 @@ def rescale_to_zero_terminal_snr(alpha_bar: NDArray[np.float64]) -> NDArray[np.f
     return ((a - a[-1]) * a[0] / (a[0] - a[-1])) ** 2
 
 
+ALPHA_BAR_MIN = 1e-8  # stands for zero terminal SNR where sigma or log SNR must be finite
+
+
+def alpha_bar_at(alpha_bar: NDArray[np.float64], t: float) -> float:
+    """alpha_bar at any t >= 0, linear in log sigma between integers; t = -1 is the clean latent, 1."""
+    if t < 0:
+        return 1.0
+    if t == int(t):
+        return float(alpha_bar[int(t)])
+    return 1 / (1 + float(np.exp(np.interp(t, np.arange(len(alpha_bar)), log_sigmas(alpha_bar)))) ** 2)
+
+
+def sigma_of(alpha_bar: NDArray[np.float64], t: float) -> float:
+    """sigma = sqrt((1 - alpha_bar) / alpha_bar) at t; 0 for the clean latent."""
+    a = max(alpha_bar_at(alpha_bar, t), ALPHA_BAR_MIN)
+    return float(np.sqrt((1 - a) / a))
+
+
+def timestep_of(alpha_bar: NDArray[np.float64], sigma: float) -> float:
+    """The t between 0 and T - 1 whose sigma this is."""
+    return float(np.interp(np.log(sigma), log_sigmas(alpha_bar), np.arange(len(alpha_bar))))
+
+
+def log_sigmas(alpha_bar: NDArray[np.float64]) -> NDArray[np.float64]:
+    a = np.maximum(alpha_bar, ALPHA_BAR_MIN)
+    return 0.5 * np.log((1 - a) / a)
+
+
 class Diffusion:
     """z_t = sqrt(alpha_bar_t) z_0 + sqrt(1 - alpha_bar_t) eps, and what a network predicts about it.
 
@@ -49,15 +77,19 @@ class Diffusion:
         if zero_terminal_snr:
             alpha_bar = rescale_to_zero_terminal_snr(alpha_bar)
         self.alpha_bar = alpha_bar  # (T,), float64; float32 only where it meets a latent
-        self.prediction = prediction
+        self.prediction, self.beta_start, self.beta_end = prediction, beta_start, beta_end
 
     @property
     def timesteps(self) -> int:
         return len(self.alpha_bar)
 
     def scales(self, t: Tensor) -> tuple[Tensor, Tensor]:
-        """sqrt(alpha_bar_t) and sqrt(1 - alpha_bar_t), (B, 1, 1, 1) float32, for t (B,)."""
-        alpha_bar = torch.from_numpy(self.alpha_bar)[t.cpu()].view(-1, 1, 1, 1)
+        """sqrt(alpha_bar_t) and sqrt(1 - alpha_bar_t), (B, 1, 1, 1) float32, for t (B,), not necessarily whole."""
+        if t.is_floating_point():
+            alpha_bar = torch.tensor([alpha_bar_at(self.alpha_bar, float(v)) for v in t], dtype=torch.float64)
+        else:
+            alpha_bar = torch.from_numpy(self.alpha_bar)[t.cpu()]
+        alpha_bar = alpha_bar.view(-1, 1, 1, 1)
         return alpha_bar.sqrt().float().to(t.device), (1 - alpha_bar).sqrt().float().to(t.device)
 
     def diffuse(self, z_0: Tensor, t: Tensor, eps: Tensor) -> Tensor:

@@ -13,11 +13,23 @@ class AutoencoderTraining(Trainable):
 
     The coarse L1 is about colour: next to fine structure, chroma weighs little in L1 and LPIPS and is learned late.
 
+    With `decoder_only` the encoder stays as it is, so whatever was trained on its latents remains valid.
+
     Logs `val/latent_scale`, 1 / std of the unscaled latents: the `scale_factor` to write into the model's YAML.
     """
 
-    def __init__(self, autoencoder: AutoencoderKL, perceptual_weight: float = 0.25, kl_weight: float = 1e-4, **kwargs):
+    def __init__(
+        self,
+        autoencoder: AutoencoderKL,
+        perceptual_weight: float = 0.25,
+        kl_weight: float = 1e-4,
+        decoder_only: bool = False,
+        **kwargs,
+    ):
         super().__init__({"autoencoder": autoencoder}, {"lpips": LPIPS()}, **kwargs)
+        if decoder_only:
+            autoencoder.encoder.requires_grad_(False)
+            autoencoder.quant_conv.requires_grad_(False)
         self.perceptual_weight, self.kl_weight = perceptual_weight, kl_weight
 
     def training_step(self, batch: dict, _: int) -> Tensor:

@@ -3,7 +3,9 @@
 The command line, the pictures in the training logs and the benchmarks all call it.
 """
 
-from collections.abc import Callable, Sequence
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -19,10 +21,15 @@ from model.diffusion import Diffusion
 from model.guidance import LatentL2Guidance
 from model.layers import pad_to_multiple
 from model.networks import build_networks
-from model.solvers import SOLVERS, sample
+from model.solvers import SOLVERS, SPACINGS, sample
 from utils.cli import UserError
 from utils.color import ALIGNMENTS
 from utils.config import check_keys, instantiate
+
+log = logging.getLogger(__name__)
+
+PRECISIONS = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+HALF = (torch.float16, torch.bfloat16)
 
 
 def option(
@@ -45,6 +52,8 @@ class Options:
     )
     solver: str = option("ddpm", "sampler", tuple(SOLVERS))
     steps: int = option(50, "sampling steps: more is slower and sharper", low=1, high=1000)
+    spacing: str = option("auto", "timesteps of the solver; auto is what suits it", ("auto", *SPACINGS))
+    eta: float = option(-1.0, "fresh noise of a stochastic solver, from 0 to 1; -1 is the solver's own", low=-1)
     guidance_scale: float = option(
         0.0, "latent guidance: 0 is most realistic, larger is closer to stage 1 (try 3000 to 100000)", low=0
     )
@@ -54,6 +63,11 @@ class Options:
     negative_prompt: str = option("", "what to keep away from (with --cfg-scale above 1)")
     color: str = option("wavelet", "colour alignment to stage 1", tuple(ALIGNMENTS))
     tile: int = option(512, "side of the windows that larger images are sampled in, pixels; 0 is never", low=0)
+    min_side: int = option(
+        0,
+        "shorter images are enlarged to this side for stage 2, pixels: large models need it",
+        low=0,
+    )
     seed: int = option(0, "noise of every image follows from it, whatever the order", low=0)
 
     def __post_init__(self):
@@ -65,6 +79,8 @@ class Options:
                 raise UserError(f"{name} must be at least {meta['low']}, not {value}")
             if meta["high"] is not None and value > meta["high"]:
                 raise UserError(f"{name} must be at most {meta['high']}, not {value}")
+        if self.eta >= 0 and SOLVERS[self.solver].eta is None:
+            raise UserError(f"eta is for stochastic solvers, not for {self.solver}")
 
 
 @dataclass(frozen=True)
@@ -85,47 +101,84 @@ class Result:
 class Restorer:
     """Stage 1, encode, sample, decode, align colours.
 
+    Networks may be in any precision; what passes between them is float32. A network in half precision whose result
+    isn't finite is computed again, and from then on, in float32.
+
     Args:
-        autoencoder, unet, diffusion, text_encoder: the latent diffusion model.
-        stage1: degradation removal, (B, 3, H, W) -> (B, 3, H, W); None passes the input on.
+        stage1: degradation removal, (B, 3, H, W) -> (B, 3, H, W), or s times as large if it has a `scale` s, in which
+            case it sees images before they are enlarged; None passes the input on.
+        autoencoder, unet, text_encoder, diffusion: the latent diffusion model; without it only stage 1 can run.
         branch: what steers the UNet; None is the bare prior.
         defaults: options where a call gives none.
+        device: where to compute; where the networks are if None.
+        offload: keeps every network in main memory except while it computes, for small GPUs.
     """
 
     def __init__(
         self,
-        autoencoder: AutoencoderKL,
-        unet: nn.Module,
-        diffusion: Diffusion,
-        text_encoder: nn.Module,
         stage1: nn.Module | None = None,
+        autoencoder: AutoencoderKL | None = None,
+        unet: nn.Module | None = None,
+        text_encoder: nn.Module | None = None,
         branch: nn.Module | None = None,
+        diffusion: Diffusion | None = None,
         defaults: Options | None = None,
+        device: str | torch.device | None = None,
+        offload: bool = False,
     ):
         self.autoencoder, self.diffusion, self.text_encoder = autoencoder, diffusion, text_encoder
         self.stage1 = nn.Identity() if stage1 is None else stage1
-        self.network = ControlledUNet(unet, branch)
+        self.network = None if unet is None else ControlledUNet(unet, branch)
         self.defaults = defaults or Options()
-        self.multiple = autoencoder.factor * unet.factor
+        self.multiple = 1 if unet is None else autoencoder.factor * unet.factor
+        self._device, self.offload = device, offload
 
     @classmethod
-    def from_config(cls, config: DictConfig, device: str | torch.device = "cpu") -> "Restorer":
-        """Builds from a preset (configs/inference/): `networks`, `weights`, `diffusion` and, optional, `sampling`.
+    def from_config(
+        cls,
+        config: DictConfig,
+        device: str | torch.device = "cpu",
+        precision: str = "fp32",
+        stage: str | None = None,
+        offload: bool = False,
+    ) -> "Restorer":
+        """Builds from a preset (see `utils.presets.load_preset`).
+
+        Args:
+            precision: key of `PRECISIONS`. With fp16 the autoencoder is float32: its activations exceed fp16's range.
+            stage: builds only what this stage needs (see `Options.stage`); the preset's own if None.
+            offload: see the class.
 
         Raises:
             UserError: a wrong key or value, or weights that are missing or do not fit.
         """
-        check_keys(config, ("networks", "weights", "diffusion"), ("sampling",))
+        check_keys(config, ("networks",), ("weights", "diffusion", "sampling", "run_dir"))
         sampling = dict(config.get("sampling") or {})
         for name in sampling:
             if name not in Options.__dataclass_fields__:
                 raise UserError(f"unknown key 'sampling.{name}'; known: {', '.join(Options.__dataclass_fields__)}")
-        networks = {name: net.requires_grad_(False).eval().to(device) for name, net in build_networks(config).items()}
-        return cls(**networks, diffusion=instantiate(config.diffusion, "diffusion"), defaults=Options(**sampling))
+        defaults = Options(**sampling)
+        stage = stage or defaults.stage
+        if stage != "1":
+            check_keys(config, ("networks", "diffusion"), ("weights", "sampling", "run_dir"))
+        only = {"1": ["stage1"], "2": [name for name in config.networks if name != "stage1"]}.get(stage)
+        dtypes = dict.fromkeys(config.networks, PRECISIONS[precision])
+        if precision == "fp16":
+            dtypes["autoencoder"] = torch.float32
+        home = "cpu" if offload else device
+        networks = {
+            name: network.requires_grad_(False).eval().to(home, dtypes[name])
+            for name, network in build_networks(config, only, dtypes).items()
+        }
+        diffusion = None if stage == "1" else instantiate(config.diffusion, "diffusion")
+        return cls(**networks, diffusion=diffusion, defaults=defaults, device=device, offload=offload)
 
     @property
     def device(self) -> torch.device:
-        return next(self.network.parameters()).device
+        if self._device is not None:
+            return torch.device(self._device)
+        networks = (self.stage1, self.network)
+        return next((p.device for net in networks if net is not None for p in net.parameters()), torch.device("cpu"))
 
     @torch.inference_mode()
     def __call__(
@@ -141,28 +194,64 @@ class Restorer:
             images: (B, 3, H, W) float32 RGB in [0, 1], any size.
             seeds: one for each image; `options.seed` for all if None.
             on_step: called after every sampling step with its index and its estimate of the clean latent.
+
+        Raises:
+            UserError: stage 2 is asked of a pipeline without its networks.
         """
         options = options or self.defaults
         seeds = [options.seed] * len(images) if seeds is None else seeds
-        lq = images.to(self.device)
-        if options.upscale != 1:
-            height, width = (max(1, round(n * options.upscale)) for n in lq.shape[-2:])
-            lq = F.interpolate(lq, (height, width), mode="bicubic", antialias=options.upscale < 1).clamp(0, 1)
-        height, width = lq.shape[-2:]
-
-        padded = pad_to_multiple(lq, self.multiple)
-        i_reg = padded if options.stage == "2" else self.stage1(padded).float().clamp(0, 1)
+        if options.stage != "1" and self.network is None:
+            raise UserError("this configuration holds stage 1 alone; use --stage 1, or a preset with a diffusion model")
+        images = images.to(self.device)
+        size = [max(1, round(n * options.upscale)) for n in images.shape[-2:]]
+        lq = resize(images, size)
+        i_reg = lq if options.stage == "2" else self.remove_degradation(images, lq)
         restored = i_reg if options.stage == "1" else self.generate(i_reg, options, seeds, on_step)
-        return Result(*(x[..., :height, :width].cpu() for x in (restored, i_reg, padded)))
+        return Result(*(x.cpu() for x in (restored, i_reg, lq)))
+
+    def remove_degradation(self, images: Tensor, lq: Tensor) -> Tensor:
+        """Stage 1: the images before and after they were brought to the output size -> I_reg of the latter's size."""
+        enlarges = getattr(self.stage1, "scale", 1) > 1
+        with self.on_device(self.stage1):
+            i_reg = finite(self.stage1, self.stage1, images if enlarges else lq)
+        return resize(i_reg, lq.shape[-2:]).clamp(0, 1)
 
     def generate(
         self, i_reg: Tensor, options: Options, seeds: Sequence[int], on_step: Callable[[int, Tensor], None]
     ) -> Tensor:
-        """Stage 2: I_reg (B, 3, H, W), sides multiples of `multiple` -> restored image of the same size, in [0, 1]."""
-        latent = self.autoencoder.encode(i_reg).float()
-        condition = Condition(latent, self.text_encoder([options.prompt] * len(i_reg)), i_reg)
-        negative = self.text_encoder([options.negative_prompt] * len(i_reg)) if options.cfg_scale > 1 else None
+        """Stage 2: I_reg (B, 3, H, W) -> restored images of the same size, in [0, 1]."""
+        size = i_reg.shape[-2:]
+        factor = max(1.0, options.min_side / min(size))
+        i_reg = resize(i_reg, [round(n * factor) for n in size])
+        height, width = i_reg.shape[-2:]
+        i_reg = pad_to_multiple(i_reg, self.multiple)
 
+        with self.on_device(self.autoencoder):
+            latent = finite(self.autoencoder, self.autoencoder.encode, i_reg)
+        with self.on_device(self.text_encoder):
+            text = self.text_encoder([options.prompt] * len(i_reg))
+            negative = self.text_encoder([options.negative_prompt] * len(i_reg)) if options.cfg_scale > 1 else None
+        with self.on_device(self.network):
+            condition = Condition(latent, text, i_reg)
+            z_0 = self.sample(condition, negative, options, seeds, on_step)
+            if not z_0.isfinite().all() and dtype_of(self.network) in HALF:
+                overflow(self.network)
+                z_0 = self.sample(condition, negative, options, seeds, on_step)
+        with self.on_device(self.autoencoder):
+            image = finite(self.autoencoder, self.autoencoder.decode, z_0)
+        image = ALIGNMENTS[options.color](image, i_reg).clamp(0, 1)
+        return resize(image[..., :height, :width], size).clamp(0, 1)
+
+    def sample(
+        self,
+        condition: Condition,
+        negative: Tensor | None,
+        options: Options,
+        seeds: Sequence[int],
+        on_step: Callable[[int, Tensor], None],
+    ) -> Tensor:
+        """Draws clean latents like `condition.latent`."""
+        latent = condition.latent
         denoise = denoiser(self.network, self.diffusion, options.strength)
         denoise = with_cfg(denoise, negative, options.cfg_scale)
         if options.tile:
@@ -179,10 +268,54 @@ class Restorer:
         def noise() -> Tensor:
             return torch.stack([torch.randn(latent.shape[1:], generator=g) for g in generators]).to(latent)
 
-        z_0 = sample(options.solver, denoise, noise(), self.diffusion.alpha_bar, options.steps, noise, on_step)
-        image = self.autoencoder.decode(z_0).float()
-        return ALIGNMENTS[options.color](image, i_reg).clamp(0, 1)
+        return sample(
+            options.solver,
+            denoise,
+            noise(),
+            self.diffusion.alpha_bar,
+            options.steps,
+            noise,
+            on_step,
+            spacing=None if options.spacing == "auto" else options.spacing,
+            eta=None if options.eta < 0 else options.eta,
+        )
+
+    @contextmanager
+    def on_device(self, module: nn.Module) -> Iterator[None]:
+        """Has a network where it computes; with `offload`, only for so long."""
+        if not self.offload:
+            yield
+            return
+        try:
+            yield module.to(self.device)
+        finally:
+            module.to("cpu")
 
     def options(self, **changes: Any) -> Options:
         """The defaults with some values changed."""
         return replace(self.defaults, **changes)
+
+
+def resize(images: Tensor, size: Sequence[int]) -> Tensor:
+    """Bicubic, antialiased where it shrinks: (B, C, H, W) in [0, 1] -> (B, C, *size) in [0, 1]."""
+    if tuple(images.shape[-2:]) == tuple(size):
+        return images
+    return F.interpolate(images, tuple(size), mode="bicubic", antialias=size[0] < images.shape[-2]).clamp(0, 1)
+
+
+def dtype_of(module: nn.Module) -> torch.dtype:
+    return next((p.dtype for p in module.parameters()), torch.float32)
+
+
+def finite(module: nn.Module, function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+    """`function` of `module`, computed in the module's precision or, if that overflows, in float32; float32 out."""
+    y = function(x.to(dtype_of(module))).float()
+    if dtype_of(module) in HALF and not y.isfinite().all():
+        overflow(module)
+        y = function(x.float())
+    return y
+
+
+def overflow(module: nn.Module) -> None:
+    log.warning("%s overflows in %s; it goes on in float32", type(module).__name__, dtype_of(module))
+    module.float()

@@ -6,15 +6,24 @@ from torch import Tensor, nn
 from model.trainable import Trainable
 from utils.metrics import psnr
 
-LOSSES = {"l1": F.l1_loss, "l2": F.mse_loss}
+
+def psnr_loss(x: Tensor, y: Tensor) -> Tensor:
+    """Mean over the batch of -PSNR, in nepers of the squared error: log MSE per image.
+
+    Every image counts by its relative error, so lightly degraded ones are not drowned by the hopeless.
+    """
+    return (x - y).float().square().mean(dim=(1, 2, 3)).add(1e-8).log().mean()
+
+
+LOSSES = {"l1": F.l1_loss, "l2": F.mse_loss, "psnr": psnr_loss}
 
 
 class Stage1(Trainable):
-    """Regresses the clean image: I_reg = network(I_lq), L2 loss (DiffBIR, equation 2) or L1.
+    """Regresses the clean image: I_reg = network(I_lq), L2 loss (DiffBIR, equation 2), L1 or -PSNR.
 
     Args:
         stage1: the network, (B, 3, H, W) -> (B, 3, H, W) in [0, 1].
-        loss: 'l2' or 'l1'.
+        loss: 'l2', 'l1' or 'psnr'.
     """
 
     def __init__(self, stage1: nn.Module, loss: str = "l2", **kwargs):

@@ -54,7 +54,7 @@ class Stage2(Trainable):
     def restorer(self) -> Restorer:
         networks = {**self.frozen, **self.trained}
         options = Options(solver=self.solver, steps=self.steps)
-        return Restorer(**networks, diffusion=self.diffusion, defaults=options)
+        return Restorer(**networks, diffusion=self.diffusion, defaults=options, device=self.device)
 
     @torch.no_grad()
     def condition(self, batch: dict) -> Condition:

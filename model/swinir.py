@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from timm.layers import DropPath, trunc_normal_
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from model.attention import attention
 from model.layers import pad_to_multiple, zero_module
@@ -44,7 +45,7 @@ def shift_mask(H: int, W: int, window: int, shift: int, device: torch.device) ->
 
 def relative_position_index(window: int) -> Tensor:
     """Row of the bias table for every (query, key) pair in a window: (window**2, window**2), int64."""
-    axis = torch.arange(window)
+    axis = torch.arange(window, device="cpu")  # real also where the network is built on the meta device
     y, x = torch.meshgrid(axis, axis, indexing="ij")
     dy = y.flatten()[:, None] - y.flatten() + window - 1
     dx = x.flatten()[:, None] - x.flatten() + window - 1
@@ -194,6 +195,7 @@ class SwinIR(nn.Module):
         global_residual: adds the input to the output of a head, where sf = unshuffle_scale. Published models don't;
             a small model that is trained briefly starts as the identity with it and keeps more detail.
         drop_path_rate: stochastic depth of the last block; rises linearly from 0.
+        checkpointing: in training, computes the inside of every RSTB again in the backward pass, to save memory.
     """
 
     def __init__(
@@ -212,6 +214,7 @@ class SwinIR(nn.Module):
         img_range: float = 1.0,
         global_residual: bool = False,
         drop_path_rate: float = 0.0,
+        checkpointing: bool = False,
     ):
         super().__init__()
         if upsampler not in HEADS:
@@ -221,9 +224,10 @@ class SwinIR(nn.Module):
         self.window_size, self.sf, self.upsampler, self.unshuffle_scale = window_size, sf, upsampler, unshuffle_scale
         if global_residual and (upsampler == "" or sf != unshuffle_scale):
             raise ValueError("global_residual needs an upsampling head and sf = unshuffle_scale")
-        self.img_range, self.global_residual = img_range, global_residual
+        self.img_range, self.global_residual, self.checkpointing = img_range, global_residual, checkpointing
+        self.scale = sf / unshuffle_scale  # output size over input size
         mean = RGB_MEAN if in_chans == 3 else (0.0,) * in_chans
-        self.register_buffer("mean", torch.tensor(mean).view(1, -1, 1, 1), persistent=False)
+        self.register_buffer("mean", torch.tensor(mean, device="cpu").view(1, -1, 1, 1), persistent=False)
 
         if unshuffle_scale > 1:
             self.conv_first = nn.Sequential(
@@ -280,7 +284,10 @@ class SwinIR(nn.Module):
         """Deep features: (B, C, h, w) -> (B, C, h, w)."""
         h = self.patch_embed(x)
         for layer in self.layers:
-            h = layer(h)
+            if self.checkpointing and torch.is_grad_enabled():
+                h = checkpoint(layer, h, use_reentrant=False)
+            else:
+                h = layer(h)
         return self.conv_after_body(self.norm(h).permute(0, 3, 1, 2)) + x
 
     def upsample_nearest(self, x: Tensor) -> Tensor:

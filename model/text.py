@@ -26,6 +26,8 @@ class OpenClipTextEncoder(nn.Module):
             context_length, vocab_size, width, heads, layers, output_dim=width, output_tokens=True
         )
         self.model.logit_scale = nn.Parameter(torch.zeros(()))  # unused; published files carry it
+        # Real also where the network is built on the meta device: it isn't in the weight file.
+        self.model.attn_mask = torch.full((context_length, context_length), -torch.inf, device="cpu").triu(1)
         self.tokenize = open_clip.SimpleTokenizer(context_length=context_length)
 
     def forward(self, prompts: Sequence[str]) -> Tensor:

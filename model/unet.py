@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from model.attention import attention
 from model.layers import Upsample, timestep_embedding, zero_module
@@ -153,6 +154,8 @@ class UNetEncoder(nn.Module):
         context_dim: width of the text embedding; None for a model without text.
         transformer_depth: transformer blocks in a row.
         norm_groups: groups of every GroupNorm.
+        checkpointing: in training, keeps only what goes from block to block and computes the rest again in the backward
+            pass: slower, far less memory.
     """
 
     def __init__(
@@ -166,9 +169,10 @@ class UNetEncoder(nn.Module):
         context_dim: int | None = 1024,
         transformer_depth: int = 1,
         norm_groups: int = 32,
+        checkpointing: bool = False,
     ):
         super().__init__()
-        self.model_channels = model_channels
+        self.model_channels, self.checkpointing = model_channels, checkpointing
         self.emb_dim, self.norm_groups = 4 * model_channels, norm_groups
         self.time_embed = nn.Sequential(
             nn.Linear(model_channels, self.emb_dim), nn.SiLU(), nn.Linear(self.emb_dim, self.emb_dim)
@@ -205,6 +209,11 @@ class UNetEncoder(nn.Module):
     def _transformers(self, channels: int, factor: int) -> list[SpatialTransformer]:
         return [self._transformer(channels)] if factor in self.attention_factors else []
 
+    def run(self, block: Block, x: Tensor, emb: Tensor, context: Tensor | None) -> Tensor:
+        if self.checkpointing and torch.is_grad_enabled():
+            return checkpoint(block, x, emb, context, use_reentrant=False)
+        return block(x, emb, context)
+
     def embed(self, t: Tensor) -> Tensor:
         """(B,) -> (B, emb_dim)."""
         return self.time_embed(timestep_embedding(t, self.model_channels).to(self.time_embed[0].weight.dtype))
@@ -220,11 +229,11 @@ class UNetEncoder(nn.Module):
         """
         features, h = [], x
         for i, block in enumerate(self.input_blocks):
-            h = block(h, emb, context)
+            h = self.run(block, h, emb, context)
             if i == 0 and hint is not None:
                 h = h + hint
             features.append(h)
-        return [*features, self.middle_block(h, emb, context)]
+        return [*features, self.run(self.middle_block, h, emb, context)]
 
 
 class UNet(UNetEncoder):
@@ -273,5 +282,5 @@ class UNet(UNetEncoder):
             features = [f + c for f, c in zip(features, control, strict=True)]
         *skips, h = features
         for block, skip in zip(self.output_blocks, reversed(skips), strict=True):
-            h = block(torch.cat([h, skip], dim=1), emb, context)
+            h = self.run(block, torch.cat([h, skip], dim=1), emb, context)
         return self.out(h)

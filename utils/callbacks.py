@@ -73,11 +73,11 @@ class ExportWeights(L.Callback):
         for callback in trainer.callbacks:
             if isinstance(callback, EMA):
                 state.update(callback.average)
-        for name in module.trained:
+        for name, network in module.trained.items():
             prefix = f"trained.{name}."
             own = {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
-            if own:
-                save_weights(own, self.folder / f"{name}.safetensors", self.dtype)
+            if own:  # a partly trained network is written whole
+                save_weights({**network.state_dict(), **own}, self.folder / f"{name}.safetensors", self.dtype)
 
     def on_validation_end(self, trainer: L.Trainer, module: Trainable) -> None:
         if not trainer.sanity_checking:

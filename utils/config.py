@@ -47,13 +47,25 @@ def project_path(path: str | Path) -> Path:
 
 
 def load_config(path: str | Path, overrides: Iterable[str] = ()) -> DictConfig:
-    """Reads a YAML with its includes, applies `key=value` overrides and resolves every `${...}`.
+    """Reads a YAML with its includes, applies `key=value` overrides and resolves every `${...}`; see `apply_overrides`.
 
     Raises:
-        ConfigError: the file or an include is missing or is not YAML, includes form a circle, an override names a
-            key that does not exist, or a value is left open (`???`) or cannot be resolved.
+        ConfigError: the file or an include is missing or is not YAML, or includes form a circle.
     """
-    config = _read(project_path(path), ())
+    return apply_overrides(read_config(path), overrides, path)
+
+
+def read_config(path: str | Path) -> DictConfig:
+    """Reads a YAML with its includes."""
+    return _read(project_path(path), ())
+
+
+def apply_overrides(config: DictConfig, overrides: Iterable[str], path: str | Path) -> DictConfig:
+    """Applies `key=value` overrides to a configuration from `path` and resolves every `${...}`, in place.
+
+    Raises:
+        ConfigError: an override names a key that does not exist, or a value is left open (`???`) or cannot be resolved.
+    """
     for override in overrides:
         key, sep, value = override.partition("=")
         if not sep or not key:

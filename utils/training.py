@@ -19,7 +19,10 @@ from utils.config import ROOT, check_keys, instantiate, load_config
 log = logging.getLogger(__name__)
 
 REQUIRED = ("networks", "module", "data", "trainer", "run_dir", "seed")
-OPTIONAL = ("weights", "diffusion", "degradation", "optimizer", "lr_schedule", "lr", "photos", "val_photos", "resume")
+OPTIONAL = (
+    *("weights", "diffusion", "recipes", "degradation", "optimizer", "lr_schedule", "lr"),
+    *("photos", "val_photos", "resume"),
+)
 PACKAGES = ("torch", "torchvision", "pytorch-lightning", "numpy", "opencv-python", "timm")
 
 

@@ -6,12 +6,12 @@ from torch.testing import assert_close
 
 from model.restorer import Options, Restorer
 from utils.cli import UserError
-from utils.config import load_config
+from utils.presets import load_preset
 
 
 @pytest.fixture(scope="module")
 def restorer() -> Restorer:
-    return Restorer.from_config(load_config("configs/inference/mini.yaml"))
+    return Restorer.from_config(load_preset("mini"))
 
 
 def photo(height: int, width: int, batch: int = 1) -> torch.Tensor:
@@ -98,7 +98,7 @@ def test_bad_options_are_named():
 
 
 def test_an_unknown_sampling_key_is_named():
-    config = load_config("configs/inference/mini.yaml")
+    config = load_preset("mini")
     config.sampling.stepz = 3
     with pytest.raises(UserError, match=r"sampling\.stepz"):
         Restorer.from_config(config)

@@ -1,0 +1,88 @@
+"""Converts weights between layouts: whatever a preset's `weights` name, in any layout that is read, into
+
+  OUTPUT.safetensors   one slim file with the networks of the preset (keys of the full v1 layout; bare for one network)
+  OUTPUT (a folder)    diffusers: unet/, vae/, text_encoder/ and scheduler/; branch.safetensors and stage1.safetensors
+
+Use the result with `weights=OUTPUT.safetensors`, or `weights.unet=OUTPUT weights.autoencoder=OUTPUT ...` for a folder.
+"""
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+import torch
+from torch import nn
+from tqdm import tqdm
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from model.networks import build_networks
+from utils.checkpoint import ROLES, save_weights
+from utils.cli import UserError, entry_point
+from utils.config import instantiate
+from utils.diffusers_layout import COMPONENTS, config_json, scheduler_json, to_diffusers
+from utils.ncnn import find_realesrgan, read_rrdbnet
+from utils.presets import PRESETS, STAGE1, load_preset, names
+
+
+@entry_point
+def main(argv: list[str] | None = None) -> int:
+    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p.add_argument("--output", type=Path, required=True, help="a .safetensors file, or a folder for diffusers")
+    p.add_argument("--preset", help=f"what is converted: {', '.join(names(PRESETS))}, or a YAML")
+    p.add_argument("--task", help="sr, face or denoise, for presets with several tasks (default: its first)")
+    p.add_argument("--stage1", help=f"another stage 1: {', '.join(names(STAGE1))}, or a YAML")
+    p.add_argument("--only", nargs="+", choices=tuple(ROLES), help="these networks alone")
+    p.add_argument("--half", action="store_true", help="store float16: half the size")
+    p.add_argument("--realesrgan", action="store_true", help="convert Real-ESRGAN x4plus from the installed package")
+    p.add_argument("overrides", nargs="*", metavar="key=value", help="changes to the preset, e.g. weights.branch=FILE")
+    args = p.parse_args(argv)
+    dtype = torch.float16 if args.half else torch.float32
+    to_file = args.output.suffix == ".safetensors"
+
+    if args.realesrgan:
+        if not to_file:
+            raise UserError(f"--output {args.output} must end in .safetensors")
+        save_weights(read_rrdbnet(*find_realesrgan()), args.output, dtype)
+    elif args.preset:
+        config = load_preset(args.preset, args.task, args.stage1, args.overrides)
+        only = args.only or [name for name in config.networks if name in ROLES]
+        networks = build_networks(config, only, dict.fromkeys(ROLES, dtype))
+        networks = {name: net for name, net in networks.items() if any(True for _ in net.parameters())}
+        if to_file:
+            write_file(networks, args.output, dtype)
+        else:
+            write_folder(networks, args.output, dtype)
+            if "diffusion" in config:
+                write_json(scheduler_json(instantiate(config.diffusion, "diffusion")), args.output / "scheduler")
+    else:
+        raise UserError("say what to convert: --preset NAME, or --realesrgan")
+    print(f"written: {args.output}")
+    return 0
+
+
+def write_file(networks: dict[str, nn.Module], path: Path, dtype: torch.dtype) -> None:
+    prefixes = {name: ROLES[name] if len(networks) > 1 else "" for name in networks}
+    state = {prefixes[name] + k: v for name, network in networks.items() for k, v in network.state_dict().items()}
+    save_weights(state, path, dtype)
+
+
+def write_folder(networks: dict[str, nn.Module], folder: Path, dtype: torch.dtype) -> None:
+    for name, network in tqdm(networks.items(), unit="network"):
+        if name in COMPONENTS:
+            state, file = to_diffusers(name, network.state_dict()), folder / COMPONENTS[name]
+            write_json(config_json(name, network), file.parent)
+        else:  # diffusers has no class for the branch and for stage 1
+            state, file = network.state_dict(), folder / f"{name}.safetensors"
+        save_weights(state, file, dtype)
+
+
+def write_json(content: dict, folder: Path) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    name = "scheduler_config.json" if folder.name == "scheduler" else "config.json"
+    (folder / name).write_text(json.dumps(content, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
