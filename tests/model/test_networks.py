@@ -168,3 +168,34 @@ def test_reflection_of_any_length_is_periodic(n):
     index = reflect_index(n, 0, 40).tolist()
     bounce = [*range(n), *range(n - 2, 0, -1)] if n > 1 else [0]
     assert index == [bounce[i % len(bounce)] for i in range(n + 40)]
+
+
+def test_checkpointing_changes_neither_output_nor_gradients():
+    outputs, gradients = [], []
+    for checkpointing in (False, True):
+        unet = fill(UNet(**SMALL, context_dim=24, checkpointing=checkpointing))
+        branch = fill(LatentBranch(**SMALL, context_dim=24, checkpointing=checkpointing))
+        latent, text = data("latent", (2, 4, 8, 8)), data("text", (2, 5, 24))
+        condition = Condition(latent=latent, text=text)
+        output = ControlledUNet(unet, branch)(data("z", (2, 4, 8, 8)), torch.tensor([3, 700]), condition)
+        output.square().mean().backward()
+        outputs.append(output)
+        gradients.append({k: p.grad for net in (unet, branch) for k, p in net.named_parameters()})
+    assert torch.equal(*outputs)
+    assert_close(*gradients, rtol=0, atol=0)
+
+
+def test_checkpointing_keeps_fewer_activations():
+    def kept(checkpointing: bool) -> int:
+        unet, total = UNet(**SMALL, context_dim=None, checkpointing=checkpointing), 0
+
+        def count(x):
+            nonlocal total
+            total += x.nbytes
+            return x
+
+        with torch.autograd.graph.saved_tensors_hooks(count, lambda x: x):
+            unet(torch.randn(2, 4, 16, 16), torch.tensor([3, 700]))
+        return total
+
+    assert kept(True) < 0.4 * kept(False)

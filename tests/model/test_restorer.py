@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from model.restorer import Options, Restorer
+from model.restorer import PRECISIONS, Options, Restorer, dtype_of
 from utils.cli import UserError
 from utils.presets import load_preset
 
@@ -102,3 +102,87 @@ def test_an_unknown_sampling_key_is_named():
     config.sampling.stepz = 3
     with pytest.raises(UserError, match=r"sampling\.stepz"):
         Restorer.from_config(config)
+
+
+# Precision and memory
+
+
+@pytest.mark.parametrize("precision, tolerance", [("bf16", 0.02), ("fp16", 0.005)])
+def test_half_precision_stays_close_to_float32(restorer, precision, tolerance):
+    """Mean difference over the picture after a few deterministic steps."""
+    half = Restorer.from_config(load_preset("mini"), precision=precision)
+    assert dtype_of(half.network) == dtype_of(half.stage1) == PRECISIONS[precision]
+    assert dtype_of(half.autoencoder) == (torch.float32 if precision == "fp16" else torch.bfloat16)
+    x, options = photo(40, 56), restorer.options(steps=3)
+    result = half(x, options)
+    assert result.image.dtype == torch.float32
+    assert (result.image - restorer(x, options).image).abs().mean() < tolerance
+
+
+@pytest.mark.parametrize("part", ["stage1", "network", "autoencoder"])
+def test_what_overflows_in_half_precision_is_computed_again_in_float32(restorer, part, caplog):
+    """The first weights scaled so far that what follows passes fp16's range; norms bring it back in float32."""
+    broken = Restorer.from_config(load_preset("mini"), precision="fp16")
+    broken.autoencoder.half()
+    module = getattr(broken, part)
+    first = {
+        "stage1": lambda: module.conv_first[1],
+        "network": lambda: module.unet.input_blocks[0][0],
+        "autoencoder": lambda: module.decoder.conv_in,
+    }[part]()
+    with torch.no_grad():
+        first.weight.mul_(60000)
+    x, options = photo(40, 56), restorer.options(steps=2)
+    result = broken(x, options)
+    assert result.image.isfinite().all()
+    assert dtype_of(module) == torch.float32
+    assert "overflows in torch.float16; it goes on in float32" in caplog.text
+
+
+def test_offloading_changes_where_networks_rest_and_nothing_else(restorer):
+    """The meta device would lose weights; the CPU itself stands for a GPU, and moves are watched."""
+    offloaded = Restorer.from_config(load_preset("mini"), offload=True)
+    moves = []
+    for name in ("stage1", "autoencoder", "text_encoder", "network"):
+        module = getattr(offloaded, name)
+        module.register_module("probe", Probe(name, moves))
+    x, options = photo(40, 56), restorer.options(steps=2)
+    assert torch.equal(offloaded(x, options).image, restorer(x, options).image)
+    order = ["stage1", "autoencoder", "text_encoder", "network", "autoencoder"]
+    assert moves == [name for name in order for _ in ("to the device", "back")]
+
+
+class Probe(torch.nn.Module):
+    """Writes down when the module that it is part of is moved."""
+
+    def __init__(self, name, moves):
+        super().__init__()
+        self.name, self.moves = name, moves
+
+    def _apply(self, fn, recurse=True):
+        self.moves.append(self.name)
+        return super()._apply(fn, recurse)
+
+
+def test_small_images_are_enlarged_for_stage_2_and_come_back(restorer):
+    x, sizes = photo(20, 30), []
+    options = restorer.options(steps=2, min_side=64)
+    result = restorer(x, options, on_step=lambda i, z_0: sizes.append(tuple(z_0.shape[-2:])))
+    assert sizes == [(16, 24), (16, 24)]  # 64 x 96 pixels over the autoencoder's factor
+    assert result.image.shape == x.shape
+
+
+def test_a_stage_1_that_enlarges_sees_the_image_before_it_is_enlarged(restorer):
+    class Fourfold(torch.nn.Module):
+        scale = 4
+
+        def forward(self, x):
+            self.seen = x.shape
+            return torch.nn.functional.interpolate(x, scale_factor=4.0, mode="nearest")
+
+    stage1 = Fourfold()
+    x = photo(10, 12)
+    result = Restorer(stage1)(x, Options(stage="1", upscale=4))
+    assert stage1.seen == x.shape
+    assert torch.equal(result.image, torch.nn.functional.interpolate(x, scale_factor=4.0, mode="nearest"))
+    assert Restorer(stage1)(x, Options(stage="1", upscale=2)).image.shape == (1, 3, 20, 24)
