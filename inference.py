@@ -41,12 +41,11 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--save-stages", action="store_true", help="also write OUTPUT/stages/: input, stage 1 and result")
     group = p.add_argument_group("restoration (defaults come from the preset)")
     for option in fields(Options):
-        group.add_argument(
-            "--" + option.name.replace("_", "-"),
-            type=type(option.default),
-            choices=option.metadata["choices"],
-            help=option.metadata["help"],
-        )
+        flag, help = "--" + option.name.replace("_", "-"), option.metadata["help"]
+        if isinstance(option.default, bool):
+            group.add_argument(flag, action=argparse.BooleanOptionalAction, help=help)
+        else:
+            group.add_argument(flag, type=type(option.default), choices=option.metadata["choices"], help=help)
     p.add_argument("overrides", nargs="*", metavar="key=value", help="changes to the preset's YAML")
     return p
 

@@ -47,7 +47,7 @@ def random_state(network: torch.nn.Module, generator: torch.Generator) -> dict[s
     return state
 
 
-def write_files(config, folder: Path) -> list[str]:
+def write_files(config, folder: Path, dtype: torch.dtype) -> list[str]:
     """Writes what the preset's `weights` name into the folder; returns the overrides that point there."""
     generator, overrides = torch.Generator().manual_seed(0), []
     files: dict[str, list[str]] = {}
@@ -62,7 +62,7 @@ def write_files(config, folder: Path) -> list[str]:
             with torch.device("meta"):
                 network = instantiate(config.networks[name])
             prefix = ROLES[name] if len(names) > 1 else ""
-            state |= {prefix + k: v for k, v in random_state(network, generator).items()}
+            state |= {prefix + k: v.to(dtype) for k, v in random_state(network, generator).items()}
         part = folder / f".{file}.part"
         torch.save({"state_dict": state}, part)
         part.rename(folder / file)
@@ -72,22 +72,23 @@ def write_files(config, folder: Path) -> list[str]:
 @entry_point
 def main(argv: list[str] | None = None) -> None:
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    p.add_argument(
-        "--folder", type=Path, default=Path("outputs/full_size"), help="of files (default: %(default)s)"
-    )
+    p.add_argument("--folder", type=Path, default=Path("outputs/full_size"), help="of files (default: %(default)s)")
     p.add_argument("--preset", default="v2", help="(default: %(default)s)")
     p.add_argument("--task", help="(default: the preset's first)")
     p.add_argument("--size", type=int, default=512, help="side of the image (default: %(default)s)")
     p.add_argument("--steps", type=int, default=2, help="(default: %(default)s)")
     p.add_argument("--device", default="auto", help="(default: %(default)s)")
     p.add_argument("--precision", default="auto", help="(default: %(default)s)")
+    p.add_argument("--half-files", action="store_true", help="write float16 files, half as large")
     args = p.parse_args(argv)
     if not STATUS.exists():
         raise UserError("the peak of memory is read from /proc, which only Linux has")
 
     folder = args.folder.resolve()
     (folder / "in").mkdir(parents=True, exist_ok=True)
-    overrides = write_files(load_preset(args.preset, args.task), folder)
+    overrides = write_files(
+        load_preset(args.preset, args.task), folder, torch.float16 if args.half_files else torch.float32
+    )
     pixels = np.random.default_rng(0).integers(0, 256, (args.size, args.size, 3), dtype=np.uint8)
     Image.fromarray(pixels).save(folder / "in" / "noise.png")
     command = ["--input", folder / "in", "--output", folder / "out", "--preset", args.preset, "--steps", args.steps]

@@ -3,7 +3,6 @@
 from collections.abc import Callable
 from dataclasses import dataclass, fields
 
-import torch
 from torch import Tensor
 
 
@@ -25,9 +24,3 @@ class Condition:
         """Applies `f` to every tensor that is present."""
         values = {field.name: getattr(self, field.name) for field in fields(self)}
         return Condition(**{name: None if value is None else f(value) for name, value in values.items()})
-
-    @staticmethod
-    def cat(a: "Condition", b: "Condition") -> "Condition":
-        """Joins two conditions along the batch; both must hold the same fields."""
-        names = [field.name for field in fields(Condition) if getattr(a, field.name) is not None]
-        return Condition(**{name: torch.cat([getattr(a, name), getattr(b, name)]) for name in names})

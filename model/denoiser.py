@@ -4,13 +4,17 @@ A network and a diffusion process make one; `with_cfg` and `tiled` turn one into
 and `with_guidance` corrects the estimate, which gives the `(z_t, t) -> z_0` that a solver sees. None alters a model.
 """
 
-from collections.abc import Callable, Iterator
+import math
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
 
 from model.condition import Condition
 from model.diffusion import Diffusion
+from model.layers import repeat_to
+from model.tiling import Windows, in_windows
+from utils.memory import FirstThatFits
 
 Denoiser = Callable[[Tensor, float, Condition], Tensor]
 BoundDenoiser = Callable[[Tensor, float], Tensor]
@@ -42,74 +46,56 @@ def denoiser(network: ControlledUNet, diffusion: Diffusion, strength: float = 1.
 
     def denoise(z_t: Tensor, t: float, condition: Condition) -> Tensor:
         steps = torch.full((len(z_t),), t, device=z_t.device)
-        output = network(z_t.to(dtype), steps, condition.map(lambda x: x.to(dtype)), strength)
-        return diffusion.to_z_0(z_t, steps, output.float())
+        output = network(z_t.to(dtype), steps, condition.map(lambda x: x.to(dtype)), strength).float()
+        return diffusion.to_z_0(repeat_to(z_t, len(output)), repeat_to(steps, len(output)), output)
 
     return denoise
 
 
-def with_cfg(denoise: Denoiser, negative: Tensor | None, scale: float) -> Denoiser:
-    """Classifier-free guidance (Ho and Salimans 2022) in one batched call; scale 1 is no guidance and costs nothing.
+def with_cfg(denoise: Denoiser, negative: Tensor | None, scale: Callable[[float], float]) -> Denoiser:
+    """Classifier-free guidance (Ho and Salimans 2022) in one call for both texts; scale 1 costs nothing.
+
+    What doesn't depend on the text, up to the first attention to it, is computed once (`TransformerBlock`).
 
     Args:
-        negative: text embedding of the negative prompt, (B, L, D).
+        negative: text embedding of the negative prompt, the same for all images, (b, L, D); None is no guidance.
+        scale: scale at a timestep.
     """
-    if scale == 1:
+    if negative is None:
         return denoise
 
     def guided(z_t: Tensor, t: float, condition: Condition) -> Tensor:
-        unconditional = Condition(condition.latent, negative, condition.image)
-        both = denoise(torch.cat([z_t, z_t]), t, Condition.cat(condition, unconditional))
-        positive, negative_z_0 = both.chunk(2)
-        return negative_z_0 + scale * (positive - negative_z_0)
+        if scale(t) == 1:
+            return denoise(z_t, t, condition)
+        texts = torch.cat([condition.text, repeat_to(negative, len(z_t))])
+        positive, negative_z_0 = denoise(z_t, t, Condition(condition.latent, texts, condition.image)).chunk(2)
+        return negative_z_0 + scale(t) * (positive - negative_z_0)
 
     return guided
 
 
-def tiled(denoise: Denoiser, tile: int, overlap: int) -> Denoiser:
-    """Denoises latents larger than `tile` in overlapping windows that are averaged with smooth weights.
+def rising(scale: float) -> Callable[[float], float]:
+    """A scale that rises along the chain from 1 to 1 + `scale`, slowly at first."""
+    return lambda t: 1 + scale * (1 - math.cos(math.pi * ((1000 - t) / 1000) ** 5)) / 2
+
+
+def tiled(denoise: Denoiser, plans: Sequence[Windows]) -> Denoiser:
+    """Denoises large latents in overlapping windows.
+
+    Text covers the whole picture and is repeated for every window.
 
     Args:
-        tile: side of a window in the latent, a multiple of the network's factor.
-        overlap: latent pixels that neighbouring windows share, less than `tile`.
+        plans: windows over the latent; each for when the one before runs out of memory.
     """
+    fit = FirstThatFits(plans)
 
-    def denoise_tiles(z_t: Tensor, t: float, condition: Condition) -> Tensor:
-        height, width = z_t.shape[-2:]
-        if height <= tile and width <= tile:
-            return denoise(z_t, t, condition)
-        total, weights = torch.zeros_like(z_t), torch.zeros_like(z_t[:1, :1])
-        for top in window_starts(height, tile, overlap):
-            for left in window_starts(width, tile, overlap):
+    def denoise_windows(z_t: Tensor, t: float, condition: Condition) -> Tensor:
+        def windows_at(windows: Windows) -> Tensor:
+            return in_windows(lambda cut: denoise(cut(z_t), t, condition.map(cut)), *z_t.shape[-2:], windows)
 
-                def cut(x: Tensor, top: int = top, left: int = left) -> Tensor:
-                    if x.ndim < 4:
-                        return x  # text covers the whole picture
-                    f = x.shape[-2] // height  # the condition image is larger than the latent
-                    return x[..., top * f : (top + tile) * f, left * f : (left + tile) * f]
+        return fit(windows_at)
 
-                window = cut(z_t)
-                weight = tent(window.shape[-2]).outer(tent(window.shape[-1])).to(z_t)
-                rows, columns = slice(top, top + tile), slice(left, left + tile)
-                total[..., rows, columns] += weight * denoise(window, t, condition.map(cut))
-                weights[..., rows, columns] += weight
-        return total / weights
-
-    return denoise_tiles
-
-
-def window_starts(length: int, tile: int, overlap: int) -> Iterator[int]:
-    """Evenly spread starts of the fewest windows that cover `length` and overlap by at least `overlap`."""
-    if length <= tile:
-        return iter([0])
-    count = -(-(length - overlap) // (tile - overlap))
-    return iter([round(i * (length - tile) / (count - 1)) for i in range(count)])
-
-
-def tent(n: int) -> Tensor:
-    """Symmetric weights that rise linearly towards the middle and are never zero: (n,)."""
-    i = torch.arange(n) + 0.5
-    return torch.minimum(i, n - i) / n
+    return denoise_windows
 
 
 def bind(denoise: Denoiser, condition: Condition) -> BoundDenoiser:

@@ -36,6 +36,11 @@ def timestep_embedding(t: Tensor, dim: int, max_period: float = 10000.0) -> Tens
     return torch.cat([angles.cos(), angles.sin()], dim=-1)
 
 
+def repeat_to(x: Tensor, n: int) -> Tensor:
+    """Repeats a batch (B, ...) until it has n entries, a multiple of B: [a, b] -> [a, b, a, b, ...]."""
+    return x if len(x) == n else x.repeat(n // len(x), *[1] * (x.ndim - 1))
+
+
 def zero_module(module: nn.Module) -> nn.Module:
     """Sets every parameter to zero, so that a new path starts without effect."""
     for p in module.parameters():

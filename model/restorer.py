@@ -15,16 +15,20 @@ from omegaconf import DictConfig
 from torch import Tensor, nn
 
 from model.autoencoder import AutoencoderKL
+from model.cache import CachedControlledUNet
 from model.condition import Condition
-from model.denoiser import ControlledUNet, bind, denoiser, tiled, with_cfg, with_guidance
+from model.denoiser import ControlledUNet, Denoiser, bind, denoiser, rising, tiled, with_cfg, with_guidance
 from model.diffusion import Diffusion
-from model.guidance import LatentL2Guidance
+from model.guidance import Gain, Guidance, LatentL2Guidance, RgbL2Guidance, constant, during, mean_shift, region_weight
 from model.layers import pad_to_multiple
 from model.networks import build_networks
-from model.solvers import SOLVERS, SPACINGS, sample
+from model.solvers import SOLVERS, SPACINGS, sample, timesteps_for
+from model.striped import StripedAutoencoder
+from model.tiling import AUTOMATIC, map_in_windows, plans
 from utils.cli import UserError
 from utils.color import ALIGNMENTS
 from utils.config import check_keys, instantiate
+from utils.memory import FirstThatFits
 
 log = logging.getLogger(__name__)
 
@@ -54,15 +58,40 @@ class Options:
     steps: int = option(50, "sampling steps: more is slower and sharper", low=1, high=1000)
     spacing: str = option("auto", "timesteps of the solver; auto is what suits it", ("auto", *SPACINGS))
     eta: float = option(-1.0, "fresh noise of a stochastic solver, from 0 to 1; -1 is the solver's own", low=-1)
+    start: str = option(
+        "noise", "what sampling starts from: noise, or the noised latent of stage 1", ("noise", "latent")
+    )
+    start_t: int = option(
+        999, "timestep to start at; below 999, with --start latent, few steps suffice", low=1, high=999
+    )
+    noise_aug: int = option(0, "timestep up to which the condition latent is noised", low=0, high=999)
     guidance_scale: float = option(
         0.0, "latent guidance: 0 is most realistic, larger is closer to stage 1 (try 3000 to 100000)", low=0
     )
+    guidance_start: int = option(1000, "first timestep (they descend from 999) that is guided", low=0, high=1000)
+    guidance_stop: int = option(0, "last timestep that is guided", low=0, high=1000)
+    guidance_repeats: int = option(1, "guidance steps in each sampling step", low=1, high=100)
+    guidance_region: bool = option(False, "guide flat regions more than detailed ones")
+    guidance_form: str = option(
+        "implicit",
+        "implicit never overshoots; explicit is a plain step; mean is the paper's shift (solver ddpm)",
+        ("implicit", "explicit", "mean"),
+    )
+    guidance_space: str = option("latent", "where the distance to stage 1 is taken", ("latent", "rgb"))
     strength: float = option(1.0, "scale of what the branch adds to the UNet", low=0, high=2)
     cfg_scale: float = option(1.0, "classifier-free guidance by the prompts; 1 is off", low=1)
+    cfg_rising: bool = option(False, "let the scale rise along the chain from 1 to 1 + cfg-scale")
+    cfg_stop: int = option(0, "last timestep with classifier-free guidance: a larger one is faster", low=0, high=1000)
+    branch_every: int = option(1, "evaluate the branch only every so many steps: faster", low=1)
+    deep_every: int = option(1, "evaluate the deep blocks of the UNet only every so many steps: faster", low=1)
     prompt: str = option("", "what the image shows (models with text only)")
     negative_prompt: str = option("", "what to keep away from (with --cfg-scale above 1)")
     color: str = option("wavelet", "colour alignment to stage 1", tuple(ALIGNMENTS))
-    tile: int = option(512, "side of the windows that larger images are sampled in, pixels; 0 is never", low=0)
+    tile: int = option(
+        512,
+        "side of the windows that larger images are computed in, pixels; 0 is never, -1 what fits free memory",
+        low=AUTOMATIC,
+    )
     min_side: int = option(
         0,
         "shorter images are enlarged to this side for stage 2, pixels: large models need it",
@@ -79,6 +108,10 @@ class Options:
                 raise UserError(f"{name} must be at least {meta['low']}, not {value}")
             if meta["high"] is not None and value > meta["high"]:
                 raise UserError(f"{name} must be at most {meta['high']}, not {value}")
+        if self.start == "noise" and self.start_t < 999:
+            raise UserError("start_t below 999 needs start 'latent': pure noise belongs to the last timestep")
+        if self.guidance_form == "mean" and self.solver != "ddpm":
+            raise UserError("guidance_form 'mean' shifts the mean of a ddpm step; use solver ddpm, or another form")
         if self.eta >= 0 and SOLVERS[self.solver].eta is None:
             raise UserError(f"eta is for stochastic solvers, not for {self.solver}")
 
@@ -205,15 +238,17 @@ class Restorer:
         images = images.to(self.device)
         size = [max(1, round(n * options.upscale)) for n in images.shape[-2:]]
         lq = resize(images, size)
-        i_reg = lq if options.stage == "2" else self.remove_degradation(images, lq)
+        i_reg = lq if options.stage == "2" else self.remove_degradation(images, lq, options.tile)
         restored = i_reg if options.stage == "1" else self.generate(i_reg, options, seeds, on_step)
         return Result(*(x.cpu() for x in (restored, i_reg, lq)))
 
-    def remove_degradation(self, images: Tensor, lq: Tensor) -> Tensor:
+    def remove_degradation(self, images: Tensor, lq: Tensor, tile: int) -> Tensor:
         """Stage 1: the images before and after they were brought to the output size -> I_reg of the latter's size."""
-        enlarges = getattr(self.stage1, "scale", 1) > 1
+        scale, multiple = getattr(self.stage1, "scale", 1), getattr(self.stage1, "multiple", 1)
+        x = images if scale > 1 else lq
+        fit = FirstThatFits(plans(tile, self.device, multiple, pixels=max(1, round(scale))))
         with self.on_device(self.stage1):
-            i_reg = finite(self.stage1, self.stage1, images if enlarges else lq)
+            i_reg = fit(lambda windows: finite(self.stage1, lambda x: map_in_windows(self.stage1, x, windows), x))
         return resize(i_reg, lq.shape[-2:]).clamp(0, 1)
 
     def generate(
@@ -226,11 +261,13 @@ class Restorer:
         height, width = i_reg.shape[-2:]
         i_reg = pad_to_multiple(i_reg, self.multiple)
 
+        autoencoder = StripedAutoencoder(self.autoencoder)
         with self.on_device(self.autoencoder):
-            latent = finite(self.autoencoder, self.autoencoder.encode, i_reg)
+            latent = finite(self.autoencoder, autoencoder.encode, i_reg)
         with self.on_device(self.text_encoder):
             text = self.text_encoder([options.prompt] * len(i_reg))
-            negative = self.text_encoder([options.negative_prompt] * len(i_reg)) if options.cfg_scale > 1 else None
+            guided = options.cfg_scale > 1 or options.cfg_rising
+            negative = self.text_encoder([options.negative_prompt]) if guided else None
         with self.on_device(self.network):
             condition = Condition(latent, text, i_reg)
             z_0 = self.sample(condition, negative, options, seeds, on_step)
@@ -238,7 +275,7 @@ class Restorer:
                 overflow(self.network)
                 z_0 = self.sample(condition, negative, options, seeds, on_step)
         with self.on_device(self.autoencoder):
-            image = finite(self.autoencoder, self.autoencoder.decode, z_0)
+            image = finite(self.autoencoder, autoencoder.decode, z_0)
         image = ALIGNMENTS[options.color](image, i_reg).clamp(0, 1)
         return resize(image[..., :height, :width], size).clamp(0, 1)
 
@@ -252,15 +289,8 @@ class Restorer:
     ) -> Tensor:
         """Draws clean latents like `condition.latent`."""
         latent = condition.latent
-        denoise = denoiser(self.network, self.diffusion, options.strength)
-        denoise = with_cfg(denoise, negative, options.cfg_scale)
-        if options.tile:
-            tile = max(1, options.tile // self.multiple) * self.network.unet.factor
-            denoise = tiled(denoise, tile, overlap=tile // 4)
-        denoise = bind(denoise, condition)
-        if options.guidance_scale > 0:
-            elements = latent.shape[1] * (512 // self.autoencoder.factor) ** 2
-            denoise = with_guidance(denoise, LatentL2Guidance(latent, options.guidance_scale, elements))
+        alpha_bar = self.diffusion.alpha_bar[: options.start_t + 1]
+        spacing = None if options.spacing == "auto" else options.spacing
 
         # One generator an image, on the CPU: the same noise whatever the batch, the order or the device.
         generators = [torch.Generator().manual_seed(seed) for seed in seeds]
@@ -268,17 +298,50 @@ class Restorer:
         def noise() -> Tensor:
             return torch.stack([torch.randn(latent.shape[1:], generator=g) for g in generators]).to(latent)
 
-        return sample(
-            options.solver,
-            denoise,
-            noise(),
-            self.diffusion.alpha_bar,
-            options.steps,
-            noise,
-            on_step,
-            spacing=None if options.spacing == "auto" else options.spacing,
-            eta=None if options.eta < 0 else options.eta,
-        )
+        def noised(t: int) -> Tensor:
+            return self.diffusion.diffuse(latent, torch.full((len(latent),), t), noise())
+
+        z = noised(options.start_t) if options.start == "latent" else noise()
+        if options.noise_aug:
+            condition = replace(condition, latent=noised(options.noise_aug))
+        denoise = bind(self.denoiser(negative, options), condition)
+        if options.guidance_scale > 0:
+            gain = constant
+            if options.guidance_form == "mean":
+                gain = mean_shift(alpha_bar, timesteps_for(options.solver, alpha_bar, options.steps, spacing))
+            gain = during(gain, options.guidance_start, options.guidance_stop)
+            denoise = with_guidance(denoise, self.guidance(latent, condition.image, gain, options))
+        eta = None if options.eta < 0 else options.eta
+        return sample(options.solver, denoise, z, alpha_bar, options.steps, noise, on_step, spacing, eta)
+
+    def denoiser(self, negative: Tensor | None, options: Options) -> Denoiser:
+        """(z_t, t, condition) -> z_0 for one chain."""
+        network = self.network
+        if options.branch_every > 1 or options.deep_every > 1:
+            network = CachedControlledUNet(network, options.branch_every, options.deep_every)
+        cfg = rising(options.cfg_scale) if options.cfg_rising else lambda t: options.cfg_scale
+        windows = plans(options.tile, self.device, self.network.unet.factor, pixels=self.autoencoder.factor)
+        denoise = denoiser(network, self.diffusion, options.strength)
+        return tiled(with_cfg(denoise, negative, lambda t: cfg(t) if t >= options.cfg_stop else 1.0), windows)
+
+    def guidance(self, latent: Tensor, i_reg: Tensor, gain: Gain, options: Options) -> Guidance:
+        """(z_0, t) -> corrected z_0."""
+        weight = region_weight(i_reg) if options.guidance_region else 1.0
+        common = {"scale": options.guidance_scale, "gain": gain, "repeats": options.guidance_repeats}
+        if options.guidance_space == "rgb":
+            dtype = dtype_of(self.autoencoder)
+            return RgbL2Guidance(
+                lambda z: self.autoencoder.decode(z.to(dtype)).float(),
+                i_reg,
+                elements=i_reg.shape[1] * 512**2,
+                weight=weight,
+                **common,
+            )
+        if options.guidance_region:
+            weight = F.interpolate(weight, latent.shape[-2:], mode="area")
+        elements = latent.shape[1] * (512 // self.autoencoder.factor) ** 2
+        implicit = options.guidance_form == "implicit"
+        return LatentL2Guidance(latent, elements=elements, weight=weight, implicit=implicit, **common)
 
     @contextmanager
     def on_device(self, module: nn.Module) -> Iterator[None]:

@@ -354,6 +354,16 @@ SOLVERS = {
 }
 
 
+def timesteps_for(solver: str, alpha_bar: NDArray, steps: int, spacing: str | None = None) -> list[float]:
+    """The timesteps that a solver visits, and where it ends; see `sample`."""
+    if not 1 <= steps <= len(alpha_bar):
+        raise ValueError(f"steps must lie in 1 .. {len(alpha_bar)}, not {steps}")
+    spacing = spacing or SOLVERS[solver].spacing
+    if spacing not in SPACINGS:
+        raise ValueError(f"unknown spacing '{spacing}'; there are {', '.join(SPACINGS)}")
+    return SPACINGS[spacing](alpha_bar, steps)
+
+
 def sample(
     solver: str,
     denoise: BoundDenoiser,
@@ -383,15 +393,9 @@ def sample(
     """
     if solver not in SOLVERS:
         raise ValueError(f"unknown solver '{solver}'; there are {', '.join(SOLVERS)}")
-    if not 1 <= steps <= len(alpha_bar):
-        raise ValueError(f"steps must lie in 1 .. {len(alpha_bar)}, not {steps}")
     chosen = SOLVERS[solver]
     if eta is not None and chosen.eta is None:
-        raise ValueError(
-            f"solver '{solver}' has no eta; {', '.join(k for k, s in SOLVERS.items() if s.eta is not None)} do"
-        )
-    spacing = spacing or chosen.spacing
-    if spacing not in SPACINGS:
-        raise ValueError(f"unknown spacing '{spacing}'; there are {', '.join(SPACINGS)}")
+        raise ValueError(f"solver '{solver}' has no eta: it adds no noise, or all of it")
+    timesteps = timesteps_for(solver, alpha_bar, steps, spacing)
     options = {} if eta is None else {"eta": eta}
-    return chosen.run(denoise, z_T, alpha_bar, SPACINGS[spacing](alpha_bar, steps), noise, on_step, **options)
+    return chosen.run(denoise, z_T, alpha_bar, timesteps, noise, on_step, **options)

@@ -226,6 +226,7 @@ class SwinIR(nn.Module):
             raise ValueError("global_residual needs an upsampling head and sf = unshuffle_scale")
         self.img_range, self.global_residual, self.checkpointing = img_range, global_residual, checkpointing
         self.scale = sf / unshuffle_scale  # output size over input size
+        self.multiple = window_size * unshuffle_scale  # of the input size; others are padded to it
         mean = RGB_MEAN if in_chans == 3 else (0.0,) * in_chans
         self.register_buffer("mean", torch.tensor(mean, device="cpu").view(1, -1, 1, 1), persistent=False)
 
@@ -306,7 +307,7 @@ class SwinIR(nn.Module):
             (B, in_chans, H * sf / unshuffle_scale, W * sf / unshuffle_scale), not clamped.
         """
         H, W = image.shape[-2:]
-        x = (pad_to_multiple(image, self.window_size * self.unshuffle_scale) - self.mean) * self.img_range
+        x = (pad_to_multiple(image, self.multiple) - self.mean) * self.img_range
         h = self.features(self.conv_first(x))
         if self.upsampler == "pixelshuffle":
             h = self.conv_last(self.upsample(self.conv_before_upsample(h)))

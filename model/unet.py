@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from model.attention import attention
-from model.layers import Upsample, timestep_embedding, zero_module
+from model.layers import Upsample, repeat_to, timestep_embedding, zero_module
 
 
 class ResBlock(nn.Module):
@@ -37,8 +37,8 @@ class ResBlock(nn.Module):
             self.skip_connection = nn.Identity()
 
     def forward(self, x: Tensor, emb: Tensor) -> Tensor:
-        """x: (B, in, H, W), emb: (B, emb_dim) -> (B, out, H, W)."""
-        h = self.in_layers(x) + self.emb_layers(emb)[..., None, None]
+        """x: (n B, in, H, W), emb: (B, emb_dim) -> (n B, out, H, W)."""
+        h = self.in_layers(x) + repeat_to(self.emb_layers(emb), len(x))[..., None, None]
         return self.skip_connection(x) + self.out_layers(h)
 
 
@@ -80,7 +80,10 @@ class FeedForward(nn.Module):
 
 
 class TransformerBlock(nn.Module):
-    """Self-attention, attention to the text (left out in a model without text), feed-forward; pre-norm, residual."""
+    """Self-attention, attention to the text (left out in a model without text), feed-forward; pre-norm, residual.
+
+    Several texts for each image (classifier-free guidance) part ways here: what comes before is computed once.
+    """
 
     def __init__(self, dim: int, context_dim: int | None, heads: int):
         super().__init__()
@@ -94,8 +97,10 @@ class TransformerBlock(nn.Module):
             self.norm2 = nn.LayerNorm(dim)
 
     def forward(self, x: Tensor, context: Tensor | None) -> Tensor:
+        """x: (B, L, dim), context: (n B, S, context_dim) -> (n B, L, dim)."""
         x = x + self.attn1(self.norm1(x))
         if self.has_text:
+            x = repeat_to(x, len(context))
             x = x + self.attn2(self.norm2(x), context)
         return x + self.ff(self.norm3(x))
 
@@ -111,11 +116,11 @@ class SpatialTransformer(nn.Module):
         self.proj_out = zero_module(nn.Linear(channels, channels))
 
     def forward(self, x: Tensor, context: Tensor | None) -> Tensor:
-        """x: (B, C, H, W), context: (B, L, context_dim) -> (B, C, H, W)."""
+        """x: (B, C, H, W), context: (n B, L, context_dim) -> (n B, C, H, W)."""
         h = self.proj_in(self.norm(x).flatten(2).transpose(1, 2))  # (B, HW, C)
         for block in self.transformer_blocks:
             h = block(h, context)
-        return x + self.proj_out(h).transpose(1, 2).reshape(x.shape)
+        return repeat_to(x, len(h)) + self.proj_out(h).transpose(1, 2).reshape(len(h), *x.shape[1:])
 
 
 class Downsample(nn.Module):
@@ -218,22 +223,29 @@ class UNetEncoder(nn.Module):
         """(B,) -> (B, emb_dim)."""
         return self.time_embed(timestep_embedding(t, self.model_channels).to(self.time_embed[0].weight.dtype))
 
-    def encode(self, x: Tensor, emb: Tensor, context: Tensor | None, hint: Tensor | None = None) -> list[Tensor]:
-        """Output of every input block, then of the middle block.
+    def encode(
+        self,
+        x: Tensor,
+        emb: Tensor,
+        context: Tensor | None,
+        hint: Tensor | None = None,
+        blocks: int | None = None,
+    ) -> list[Tensor]:
+        """Output of every input block, then of the middle block; of the first `blocks` input blocks if given.
 
         Args:
             x: (B, in_channels, H, W).
             emb: (B, emb_dim).
-            context: text, (B, L, context_dim), or None.
+            context: text, (n B, L, context_dim), or None; from the first transformer on, the batch is n B.
             hint: added after the first convolution, (B, model_channels, H, W), or None.
         """
         features, h = [], x
-        for i, block in enumerate(self.input_blocks):
+        for i, block in enumerate(self.input_blocks[:blocks]):
             h = self.run(block, h, emb, context)
             if i == 0 and hint is not None:
                 h = h + hint
             features.append(h)
-        return [*features, self.run(self.middle_block, h, emb, context)]
+        return features if blocks else [*features, self.run(self.middle_block, h, emb, context)]
 
 
 class UNet(UNetEncoder):
@@ -270,17 +282,23 @@ class UNet(UNetEncoder):
         Args:
             z_t: noisy latent, (B, C, H, W), H and W multiples of `factor`.
             t: timesteps, (B,).
-            context: text, (B, L, context_dim), or None.
+            context: text, (n B, L, context_dim), or None.
             control: one tensor for each skip and one for the middle, added to them.
 
         Returns:
-            (B, out_channels, H, W).
+            (n B, out_channels, H, W), n texts one after the other.
         """
         emb = self.embed(t)
         features = self.encode(z_t, emb, context)
         if control is not None:
             features = [f + c for f, c in zip(features, control, strict=True)]
         *skips, h = features
-        for block, skip in zip(self.output_blocks, reversed(skips), strict=True):
-            h = self.run(block, torch.cat([h, skip], dim=1), emb, context)
-        return self.out(h)
+        return self.out(self.decode(h, skips, emb, context))
+
+    def decode(
+        self, h: Tensor, skips: Sequence[Tensor], emb: Tensor, context: Tensor | None, blocks: slice = slice(None)
+    ) -> Tensor:
+        """The up path, or the part of it that `blocks` names, with as many skips (the last is used first)."""
+        for block, skip in zip(self.output_blocks[blocks], reversed(skips), strict=True):
+            h = self.run(block, torch.cat([h, repeat_to(skip, len(h))], dim=1), emb, context)
+        return h

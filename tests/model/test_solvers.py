@@ -271,3 +271,13 @@ def test_bad_requests_are_named():
         sample("euler", golden_denoiser(EPS.alpha_bar), z, EPS.alpha_bar, 4, lambda: z, spacing="even")
     with pytest.raises(ValueError, match="steps must lie in"):
         sample("ddim", golden_denoiser(EPS.alpha_bar), z, EPS.alpha_bar, 1001, lambda: z)
+
+
+@pytest.mark.parametrize("solver", SOLVERS)
+def test_marginals_converge_with_noise_too(solver):
+    """Mean and deviation, computed exactly: twice the steps, an error smaller by 2^order."""
+    from benchmarks.convergence import errors, order
+
+    means, deviations = zip(*errors(solver), strict=True)
+    assert max(means) < 1e-12
+    assert order(deviations) == pytest.approx(1 if solver in (*FIRST, "ddpm") else 2, abs=0.1)

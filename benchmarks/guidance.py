@@ -1,0 +1,94 @@
+"""Fidelity against realness: guidance scale x steps x solver on synthetic pairs, as a table and a plot.
+
+Raising the scale must bring the result nearer to stage 1 with every solver: `d(I_reg)` is the mean squared distance to
+it, times 1000. Pairs are made as in benchmarks/quality.py.
+"""
+
+import argparse
+import sys
+from itertools import product
+from pathlib import Path
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from dataset.sources import ImagePairs
+from model.restorer import Restorer
+from model.solvers import SOLVERS
+from utils.cli import entry_point
+from utils.config import instantiate, load_config
+from utils.metrics import LPIPS, psnr
+from utils.presets import load_preset
+
+
+@entry_point
+def main(argv: list[str] | None = None) -> int:
+    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p.add_argument("--input", required=True, help="folder of clean photos")
+    p.add_argument("--preset", default="mini", help="as in inference.py (default: %(default)s)")
+    p.add_argument("--count", type=int, default=12, help="photos, in order of their names (default: %(default)s)")
+    p.add_argument("--size", type=int, default=128, help="side of the crop (default: %(default)s)")
+    p.add_argument("--solvers", nargs="+", default=list(SOLVERS), choices=list(SOLVERS), help="(default: all)")
+    p.add_argument("--steps", nargs="+", type=int, default=[8], help="(default: 8)")
+    p.add_argument("--scales", nargs="+", type=float, default=[0, 1e4, 4e4, 2e5], help="(default: 0 1e4 4e4 2e5)")
+    p.add_argument("--plot", help="file of the plot")
+    args = p.parse_args(argv)
+
+    restorer = Restorer.from_config(load_preset(args.preset))
+    degradation = instantiate(load_config("configs/dataset/realesrgan.yaml").degradation)
+    pairs = ImagePairs(args.input, args.size, degradation, crop="centre", flip=False, shuffle=False, limit=args.count)
+    items = [pairs[i] for i in range(len(pairs))]
+    hq, lq = (torch.stack([item[k] for item in items]) for k in ("hq", "lq"))
+    lpips, seeds, table = LPIPS(), range(len(hq)), {}
+
+    def scores(image: torch.Tensor, i_reg: torch.Tensor) -> np.ndarray:
+        d = 1000 * (image - i_reg).square().mean()
+        return np.array([d.item(), psnr(image, hq).mean().item(), lpips(image, hq).mean().item()])
+
+    grid = list(product(args.solvers, args.steps, args.scales))
+    with torch.inference_mode():
+        for solver, steps, scale in tqdm(grid, unit="run"):
+            result = restorer(lq, restorer.options(solver=solver, steps=steps, guidance_scale=scale), seeds)
+            table[solver, steps, scale] = scores(result.image, result.stage1)
+        stage1 = scores(result.stage1, result.stage1)
+
+    print(f"\n{len(hq)} photos, {args.size} pixels; d(I_reg) / PSNR / {LPIPS.variant}; stage 1: ", end="")
+    print(f"{stage1[1]:.2f} / {stage1[2]:.3f}\n")
+    print("| solver | steps | " + " | ".join(f"s = {s:g}" for s in args.scales) + " | monotonic |")
+    print("|---|---|" + "---|" * (len(args.scales) + 1))
+    monotonic = True
+    for solver, steps in product(args.solvers, args.steps):
+        rows = np.stack([table[solver, steps, s] for s in args.scales])
+        falls = bool((np.diff(rows[:, 0]) < 0).all())
+        monotonic &= falls
+        cells = " | ".join(f"{d:.2f} / {q:.2f} / {v:.3f}" for d, q, v in rows)
+        print(f"| `{solver}` | {steps} | {cells} | {'yes' if falls else 'NO'} |")
+    if args.plot:
+        plot(table, stage1, args)
+    return 0 if monotonic else 1
+
+
+def plot(table: dict, stage1: np.ndarray, args: argparse.Namespace) -> None:
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    figure, axis = plt.subplots(figsize=(8, 5), layout="constrained")
+    colors = dict(zip(args.solvers, plt.cm.turbo(np.linspace(0.05, 0.95, len(args.solvers))), strict=True))
+    for (solver, steps), style in zip(product(args.solvers, args.steps), ["o-", "s--", "^:"] * 99, strict=False):
+        rows = np.stack([table[solver, steps, s] for s in args.scales])
+        axis.plot(rows[:, 1], rows[:, 2], style, color=colors[solver], label=f"{solver}, {steps} steps", markersize=4)
+    axis.plot(*stage1[1:], "k*", markersize=12, label="stage 1")
+    axis.set(xlabel="PSNR (fidelity; higher is better)", ylabel="LPIPS (realness; lower is better)")
+    axis.set_title("along each line the guidance scale rises to the right")
+    axis.legend(fontsize=7)
+    Path(args.plot).parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(args.plot, dpi=110)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

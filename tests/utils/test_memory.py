@@ -1,0 +1,49 @@
+"""What happens when memory runs out."""
+
+import pytest
+import torch
+
+from utils.memory import UNKNOWN, FirstThatFits, free_bytes, is_out_of_memory
+
+
+def test_sizes_shrink_until_they_fit_and_stay(caplog):
+    tried = []
+
+    def function(side: int) -> int:
+        tried.append(side)
+        if side > 100:
+            raise torch.OutOfMemoryError
+        return side * 2
+
+    fit = FirstThatFits([512, 256, 128, 64])
+    assert fit(function) == fit(function) == 128
+    assert tried == [512, 256, 128, 64, 64]
+    assert "out of memory with 512; it goes on with 256" in caplog.text
+
+
+def test_the_last_plan_and_other_errors_raise():
+    def fails(error: Exception):
+        def function(_):
+            raise error
+
+        return function
+
+    with pytest.raises(torch.OutOfMemoryError):
+        FirstThatFits([2, 1])(fails(torch.OutOfMemoryError()))
+    fit = FirstThatFits([2, 1])
+    with pytest.raises(RuntimeError, match="shapes"):
+        fit(fails(RuntimeError("shapes differ")))
+    assert fit(lambda plan: plan) == 2
+
+
+def test_a_failed_allocation_of_the_cpu_is_recognised():
+    with pytest.raises(RuntimeError) as caught:
+        torch.empty(2**60)
+    assert is_out_of_memory(caught.value)
+    assert is_out_of_memory(MemoryError())
+    assert not is_out_of_memory(RuntimeError("size mismatch"))
+
+
+def test_free_memory_is_known():
+    assert free_bytes(torch.device("cpu")) > 2**26
+    assert free_bytes(torch.device("meta")) == UNKNOWN
