@@ -5,6 +5,8 @@ from collections.abc import Iterator, Sequence
 import pytorch_lightning as L
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from dataset.streams import StreamedPairs
+
 
 class DrawSampler(Sampler[int]):
     """The draws `start + rank, start + rank + ranks, ...` of a stream that `total` draws are taken from.
@@ -29,7 +31,7 @@ class DataModule(L.LightningDataModule):
     """Batches for the trainer.
 
     Args:
-        train: a dataset that takes any draw number n >= 0 as its index (`dataset.sources.ImagePairs`).
+        train: a dataset that takes any draw number n >= 0 as its index (`dataset.sources.ImagePairs`), or a stream.
         val: a fixed dataset, or None.
         batch_size: items per device and step; the effective batch is this x devices x accumulated batches.
         val_batch_size: items per validation step.
@@ -54,19 +56,20 @@ class DataModule(L.LightningDataModule):
 
     def train_dataloader(self) -> DataLoader:
         trainer = self.trainer
+        rank, ranks = trainer.global_rank, trainer.world_size
+        options = {
+            "batch_size": self.batch_size,
+            "num_workers": self.num_workers,
+            "persistent_workers": self.num_workers > 0,
+            "prefetch_factor": 4 if self.num_workers else None,
+            "pin_memory": trainer.strategy.root_device.type == "cuda",
+        }
+        if isinstance(self.train, StreamedPairs):
+            used = trainer.global_step * trainer.accumulate_grad_batches
+            return DataLoader(self.train.share(rank, ranks, used, self.batch_size), **options)
         step = self.effective_batch(trainer)
-        sampler = DrawSampler(
-            trainer.max_steps * step, trainer.global_step * step, trainer.global_rank, trainer.world_size
-        )
-        return DataLoader(
-            self.train,
-            self.batch_size,
-            sampler=sampler,
-            num_workers=self.num_workers,
-            persistent_workers=self.num_workers > 0,
-            prefetch_factor=4 if self.num_workers else None,
-            pin_memory=trainer.strategy.root_device.type == "cuda",
-        )
+        sampler = DrawSampler(trainer.max_steps * step, trainer.global_step * step, rank, ranks)
+        return DataLoader(self.train, sampler=sampler, **options)
 
     def val_dataloader(self) -> DataLoader | list:
         if self.val is None:

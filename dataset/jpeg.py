@@ -16,10 +16,32 @@ def jpeg(image: NDArray, quality: int) -> NDArray:
 
 
 @dataclass(frozen=True)
-class RandomJpeg:
-    """JPEG of a quality drawn uniformly from an inclusive range."""
+class Jpeg:
+    """Compresses at a given quality."""
 
-    quality: Sequence[int]
+    quality: int
 
     def __call__(self, image: NDArray, rng: np.random.Generator) -> NDArray:
-        return jpeg(image, int(rng.integers(self.quality[0], self.quality[1], endpoint=True)))
+        return jpeg(image, self.quality)
+
+
+@dataclass(frozen=True)
+class RandomJpeg:
+    """JPEG of a quality drawn uniformly from an inclusive range.
+
+    Args:
+        quality: lowest and highest.
+        prob: probability of compressing at all.
+    """
+
+    quality: Sequence[int]
+    prob: float = 1.0
+
+    def __call__(self, image: NDArray, rng: np.random.Generator) -> NDArray:
+        codec = self.draw(rng)
+        return codec(image, rng) if codec else image
+
+    def draw(self, rng: np.random.Generator) -> Jpeg | None:
+        if self.prob < 1 and rng.random() >= self.prob:
+            return None
+        return Jpeg(int(rng.integers(self.quality[0], self.quality[1], endpoint=True)))

@@ -1,5 +1,6 @@
 """Blur kernels of the degradation models: (size, size) float64 arrays that sum to 1, size odd.
 
+A `Random...` object draws one image's parameters (`draw`, None for no blur) or draws and applies them in one call.
 Gaussian families follow Real-ESRGAN (Wang et al. 2021, https://arxiv.org/abs/2107.10833, section 3.1).
 """
 
@@ -58,6 +59,16 @@ def filter2d(image: NDArray, kernel: NDArray) -> NDArray:
 
 
 @dataclass(frozen=True)
+class Blur:
+    """Filters with `kernel`, (size, size)."""
+
+    kernel: NDArray
+
+    def __call__(self, image: NDArray, rng: np.random.Generator) -> NDArray:
+        return filter2d(image, self.kernel)
+
+
+@dataclass(frozen=True)
 class RandomBlur:
     """Blurs with a random kernel.
 
@@ -84,7 +95,11 @@ class RandomBlur:
             raise ValueError(f"kinds must be probabilities of {', '.join(KINDS)} that sum to 1, not {dict(self.kinds)}")
 
     def __call__(self, image: NDArray, rng: np.random.Generator) -> NDArray:
-        return filter2d(image, self.kernel(rng)) if rng.random() < self.prob else image
+        blur = self.draw(rng)
+        return blur(image, rng) if blur else image
+
+    def draw(self, rng: np.random.Generator) -> Blur | None:
+        return Blur(self.kernel(rng)) if rng.random() < self.prob else None
 
     def kernel(self, rng: np.random.Generator) -> NDArray:
         size = random_odd(self.sizes, rng)
@@ -110,9 +125,13 @@ class RandomSinc:
     prob: float
 
     def __call__(self, image: NDArray, rng: np.random.Generator) -> NDArray:
+        blur = self.draw(rng)
+        return blur(image, rng) if blur else image
+
+    def draw(self, rng: np.random.Generator) -> Blur | None:
         if rng.random() >= self.prob:
-            return image
-        return filter2d(image, sinc(random_odd(self.sizes, rng), rng.uniform(math.pi / 3, math.pi)))
+            return None
+        return Blur(sinc(random_odd(self.sizes, rng), rng.uniform(math.pi / 3, math.pi)))
 
 
 def random_odd(bounds: Sequence[int], rng: np.random.Generator) -> int:

@@ -1,17 +1,26 @@
 """Sensor noise on (H, W, 3) float32 images in [0, 1]."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import cv2
 import numpy as np
+import torch
+import torch.nn.functional as F
 from numpy.typing import NDArray
+from torch import Tensor
 
 
 def gaussian_noise(image: NDArray, sigma: float, grey: bool, rng: np.random.Generator) -> NDArray:
     """Adds N(0, (sigma / 255)^2); grey: the same value in all channels."""
     shape = (*image.shape[:2], 1) if grey else image.shape
     return image + rng.standard_normal(shape, dtype=np.float32) * np.float32(sigma / 255)
+
+
+def correlated_noise(image: NDArray, mix: NDArray, rng: np.random.Generator) -> NDArray:
+    """Adds N(0, mix mix^T / 255^2) to every pixel; mix is (3, 3)."""
+    return image + rng.standard_normal(image.shape, dtype=np.float32) @ (mix.T / 255).astype(np.float32)
 
 
 def poisson_noise(image: NDArray, scale: float, grey: bool, rng: np.random.Generator) -> NDArray:
@@ -28,6 +37,38 @@ def poisson_noise(image: NDArray, scale: float, grey: bool, rng: np.random.Gener
 
 
 @dataclass(frozen=True)
+class GaussianNoise:
+    """Adds Gaussian noise and clips."""
+
+    sigma: float
+    grey: bool
+
+    def __call__(self, image: NDArray, rng: np.random.Generator) -> NDArray:
+        return np.clip(gaussian_noise(image, self.sigma, self.grey, rng), 0, 1)
+
+
+@dataclass(frozen=True)
+class CorrelatedNoise:
+    """Adds Gaussian noise whose channels are correlated and clips."""
+
+    mix: NDArray  # (3, 3)
+
+    def __call__(self, image: NDArray, rng: np.random.Generator) -> NDArray:
+        return np.clip(correlated_noise(image, self.mix, rng), 0, 1)
+
+
+@dataclass(frozen=True)
+class PoissonNoise:
+    """Adds Poisson noise and clips."""
+
+    scale: float
+    grey: bool
+
+    def __call__(self, image: NDArray, rng: np.random.Generator) -> NDArray:
+        return np.clip(poisson_noise(image, self.scale, self.grey, rng), 0, 1)
+
+
+@dataclass(frozen=True)
 class RandomNoise:
     """Gaussian or Poisson noise of random strength.
 
@@ -36,17 +77,134 @@ class RandomNoise:
         poisson_scale: range of the Poisson noise's scale.
         gaussian_prob: probability of Gaussian rather than Poisson noise.
         grey_prob: probability of noise without colour.
+        correlated_prob: probability that Gaussian noise has a random covariance of its channels instead: orthogonal
+            axes in a random direction, their variances uniform in [0, sigma^2] (after BSRGAN, section 3.3).
     """
 
     sigma: Sequence[float]
     poisson_scale: Sequence[float] = (0.0, 0.0)
     gaussian_prob: float = 1.0
     grey_prob: float = 0.0
+    correlated_prob: float = 0.0
+
+    def __post_init__(self):
+        if self.grey_prob + self.correlated_prob > 1:
+            raise ValueError(f"grey_prob + correlated_prob is {self.grey_prob + self.correlated_prob}, more than 1")
 
     def __call__(self, image: NDArray, rng: np.random.Generator) -> NDArray:
-        grey = rng.random() < self.grey_prob
-        if rng.random() < self.gaussian_prob:
-            noisy = gaussian_noise(image, rng.uniform(*self.sigma), grey, rng)
-        else:
-            noisy = poisson_noise(image, rng.uniform(*self.poisson_scale), grey, rng)
-        return np.clip(noisy, 0, 1)
+        return self.draw(rng)(image, rng)
+
+    def draw(self, rng: np.random.Generator) -> GaussianNoise | CorrelatedNoise | PoissonNoise:
+        colour = rng.random()
+        grey = colour < self.grey_prob
+        if rng.random() >= self.gaussian_prob:
+            return PoissonNoise(rng.uniform(*self.poisson_scale), grey)
+        sigma = rng.uniform(*self.sigma)
+        if colour < 1 - self.correlated_prob:
+            return GaussianNoise(sigma, grey)
+        return CorrelatedNoise(sigma * random_rotation(rng) * np.sqrt(rng.random(3)))
+
+
+def random_rotation(rng: np.random.Generator) -> NDArray:
+    """An orthogonal (3, 3) matrix, uniform over all directions (QR of a normal matrix, signs fixed)."""
+    q, r = np.linalg.qr(rng.standard_normal((3, 3)))
+    return q * np.sign(np.diag(r))
+
+
+@dataclass(frozen=True)
+class CameraNoise:
+    """Noise as a camera leaves it: made on the raw image, then shaped by demosaicing, white balance and gamma.
+
+    The picture is taken back to linear raw values (after Brooks et al. 2019, "Unprocessing Images for Learned Raw
+    Denoising", https://arxiv.org/abs/1811.11127: tone curve, gamma, colour matrix and gains inverted), gets noise of
+    variance shot * value + read on an RGGB mosaic, and is developed again. Simplifications: the colour matrix mixes
+    all channels alike, demosaicing is bilinear, and there is no denoising, sharpening or local tone mapping.
+
+    Args:
+        gains: white balance of red, green, blue times the overall gain, >= 1.
+        crosstalk: part of each raw channel that the mean of all channels makes up, in [0, 1).
+        shot: variance of the photon noise per raw value (full scale 1).
+        read: variance of the read-out noise.
+    """
+
+    gains: tuple[float, float, float]
+    crosstalk: float
+    shot: float
+    read: float
+
+    def __call__(self, image: NDArray, rng: np.random.Generator) -> NDArray:
+        normal = torch.from_numpy(rng.standard_normal(image.shape, dtype=np.float32))
+        noisy = self.apply(torch.from_numpy(image).movedim(-1, -3), normal.movedim(-1, -3))
+        return np.ascontiguousarray(noisy.movedim(-3, -1).numpy())
+
+    def apply(self, image: Tensor, normal: Tensor) -> Tensor:
+        """image: (..., 3, H, W) in [0, 1]; normal: N(0, 1) of that shape. Used on either device."""
+        raw = self.unprocess(image)
+        raw = raw + (self.shot * raw + self.read).sqrt() * normal
+        return self.process(demosaic(raw)).clamp(0, 1)
+
+    def unprocess(self, image: Tensor) -> Tensor:
+        """sRGB to raw, (..., 3, H, W)."""
+        x = (0.5 - ((1 - 2 * image.clamp(0, 1)).asin() / 3).sin()).clamp(0, 1)  # inverse of 3 x^2 - 2 x^3
+        x = torch.where(x <= 0.04045, x / 12.92, ((x + 0.055) / 1.055) ** 2.4)
+        return (x + self.crosstalk * (x.mean(-3, keepdim=True) - x)) / self._gains(x)
+
+    def process(self, raw: Tensor) -> Tensor:
+        """Raw to sRGB, the inverse of `unprocess`; what exceeds the range is clipped as a camera does."""
+        x = (raw * self._gains(raw)).clamp(0, 1)
+        mean = x.mean(-3, keepdim=True)
+        x = (mean + (x - mean) / (1 - self.crosstalk)).clamp(0, 1)
+        x = torch.where(x <= 0.0031308, x * 12.92, 1.055 * x ** (1 / 2.4) - 0.055)
+        return 3 * x**2 - 2 * x**3
+
+    def _gains(self, like: Tensor) -> Tensor:
+        return like.new_tensor(self.gains)[:, None, None]
+
+
+def demosaic(raw: Tensor) -> Tensor:
+    """Keeps one colour per pixel (RGGB) and interpolates the others bilinearly; (..., 3, H, W).
+
+    A colour that no neighbour has (only in images one pixel high or wide) keeps its value.
+    """
+    height, width = raw.shape[-2:]
+    mask = raw.new_zeros(3, height, width)
+    mask[0, ::2, ::2] = mask[1, ::2, 1::2] = mask[1, 1::2, ::2] = mask[2, 1::2, 1::2] = 1
+    kernel = raw.new_tensor([[1, 2, 1], [2, 4, 2], [1, 2, 1]])[None, None]
+    total = F.conv2d((raw * mask).reshape(-1, 1, height, width), kernel, padding=1).reshape(raw.shape)
+    weight = F.conv2d(mask[:, None], kernel, padding=1)[:, 0]
+    filled = torch.where(weight > 0, total / weight.clamp(min=1), raw)
+    return torch.where(mask > 0, raw, filled)
+
+
+@dataclass(frozen=True)
+class RandomCameraNoise:
+    """Camera noise of a random camera and exposure; the defaults of gains and noise follow Brooks et al.
+
+    Args:
+        red, blue: ranges of the white balance's gains (green: 1).
+        gain: range of the overall gain.
+        crosstalk: range of the mixing of colours.
+        shot: range of the shot noise's variance, drawn on a logarithmic scale; the read noise follows from it.
+        prob: probability of any noise.
+    """
+
+    red: Sequence[float] = (1.9, 2.4)
+    blue: Sequence[float] = (1.5, 1.9)
+    gain: Sequence[float] = (1.0, 1.6)
+    crosstalk: Sequence[float] = (0.1, 0.4)
+    shot: Sequence[float] = (1e-4, 1.2e-2)
+    prob: float = 1.0
+
+    def __call__(self, image: NDArray, rng: np.random.Generator) -> NDArray:
+        noise = self.draw(rng)
+        return noise(image, rng) if noise else image
+
+    def draw(self, rng: np.random.Generator) -> CameraNoise | None:
+        if rng.random() >= self.prob:
+            return None
+        gain = rng.uniform(*self.gain)
+        gains = (gain * rng.uniform(*self.red), gain, gain * rng.uniform(*self.blue))
+        log_shot = rng.uniform(*np.log(self.shot))
+        # The line and its spread that the paper fits to the noise of the Darmstadt data set's cameras.
+        log_read = rng.normal(2.18 * log_shot + 1.20, 0.26)
+        return CameraNoise(gains, rng.uniform(*self.crosstalk), math.exp(log_shot), math.exp(log_read))

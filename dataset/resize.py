@@ -21,6 +21,18 @@ def resize(image: NDArray, height: int, width: int, mode: str) -> NDArray:
 
 
 @dataclass(frozen=True)
+class Resize:
+    """Resizes to a given size, pixels."""
+
+    height: int
+    width: int
+    mode: str
+
+    def __call__(self, image: NDArray, rng: np.random.Generator) -> NDArray:
+        return resize(image, self.height, self.width, self.mode)
+
+
+@dataclass(frozen=True)
 class RandomResize:
     """Resizes up, down or not at all, by a random factor and mode.
 
@@ -40,10 +52,14 @@ class RandomResize:
 
     def __call__(self, image: NDArray, rng: np.random.Generator, base: tuple[float, float] | None = None) -> NDArray:
         """base: (height, width) that the factor is relative to; the image's own size if None."""
+        return self.draw(base or image.shape[:2], rng)(image, rng)
+
+    def draw(self, base: Sequence[float], rng: np.random.Generator) -> Resize:
+        """base: (height, width) that the factor is relative to."""
         direction = rng.choice(3, p=self.probs)
         factor = (rng.uniform(1, self.factor[1]), rng.uniform(self.factor[0], 1), 1.0)[direction]
-        height, width = base or image.shape[:2]
-        return resize(image, round(height * factor), round(width * factor), self.random_mode(rng))
+        height, width = base
+        return Resize(round(height * factor), round(width * factor), self.random_mode(rng))
 
     def random_mode(self, rng: np.random.Generator) -> str:
         return str(rng.choice(self.modes))

@@ -1,80 +1,151 @@
 """Datasets. An item is a dict: `hq` (3, S, S) float32 RGB in [0, 1], `lq` likewise, `prompt` a string."""
 
-from collections.abc import Callable
+import logging
+from collections.abc import Callable, Sequence
 from functools import lru_cache
+from pathlib import Path
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch.utils.data import Dataset
 
-from dataset.resize import resize
-from utils.image import list_images, read_rgb, to_tensor
+from dataset.crops import Crop
+from dataset.files import TABLES, Files, Sample, Source, Table
+from dataset.shards import Shards, is_shards
+from utils.cli import UserError
+from utils.image import ImageError, to_tensor
+
+log = logging.getLogger(__name__)
 
 Degradation = Callable[[NDArray, np.random.Generator], NDArray]
+Item = dict[str, torch.Tensor | str]
 
 
 class ImagePairs(Dataset):
-    """Clean crops and their degraded versions, made on the fly.
+    """Clean crops and their degraded versions, made on the fly or ready-made.
 
     Item `n` depends on `n` and the seed alone, not on workers, ranks or what was drawn before: draws
     0 .. N-1 go through the N images in one random order, draws N .. 2N-1 in another, and so on without end.
 
+    An image that cannot be read is never replaced by another one. With `on_error` 'skip' its place in the batch stays
+    empty: the batch is smaller, all other items are what they are without it, and each loader process logs what it
+    left out. Steps and draws are thus counted as ever. A batch of which nothing remains is an error, so small batches
+    want a list without the unreadable files (scripts/check_dataset.py writes it).
+
     Args:
-        source: a folder, or a text file with one path a line (see `utils.image.list_images`).
+        source: where the images come from, or a path: a folder, a text file with one path a line, an image, a table
+            without captions, or tar shards (see `open_source`).
         crop_size: side of the square crop, pixels; smaller images are enlarged to it first.
-        degradation: `(hq, rng) -> lq` on (S, S, 3) float32 arrays; None leaves out `lq`.
-        crop: 'random' or 'centre'.
+        degradation: `(hq, rng) -> lq` on (S, S, 3) float32 arrays; None leaves out `lq` unless the source has it.
+        crop: 'random', 'centre', or 'none' (with `crop_size` None) for whole images of any size, in batches of one.
         flip: mirrors half of the crops.
         shuffle: False keeps the order of the source (for validation).
         limit: uses only the first so many images.
         seed: what everything random follows from.
+        short_side: what the short side is resized to before the crop; None keeps the image's size.
+        target: makes the clean crop (S, S, 3) float32 in [0, 1] into what is to be learnt, such as a sharpened one; it
+            becomes `hq`, and the degradation starts from it.
+        on_error: 'fail' or 'skip', for images that cannot be read.
     """
 
     def __init__(
         self,
-        source: str,
-        crop_size: int,
+        source: str | Path | Source,
+        crop_size: int | None,
         degradation: Degradation | None = None,
         crop: str = "random",
         flip: bool = True,
         shuffle: bool = True,
         limit: int | None = None,
         seed: int = 0,
+        short_side: int | None = None,
+        target: Callable[[NDArray], NDArray] | None = None,
+        on_error: str = "fail",
     ):
-        if crop not in ("random", "centre"):
-            raise ValueError(f"crop must be 'random' or 'centre', not '{crop}'")
-        self.paths = list_images(source)[:limit]
-        self.crop_size, self.crop, self.flip = crop_size, crop, flip
-        self.degradation, self.shuffle, self.seed = degradation, shuffle, seed
+        if on_error not in ("fail", "skip"):
+            raise ValueError(f"on_error must be 'fail' or 'skip', not '{on_error}'")
+        self.source = open_source(source) if isinstance(source, (str, Path)) else source
+        if self.source.paired and degradation is not None:
+            raise ValueError("the source has ready-made pairs; set degradation to null")
+        self.length = len(self.source) if limit is None else min(limit, len(self.source))
+        self.crop, self.crop_size, self.flip = Crop(crop_size, crop, short_side), crop_size, flip
+        self.degradation, self.target = degradation, target
+        self.shuffle, self.seed = shuffle, seed
+        self.on_error, self.skipped = on_error, 0
 
     def __len__(self) -> int:
-        return len(self.paths)
+        return self.length
 
-    def __getitem__(self, n: int) -> dict[str, torch.Tensor | str]:
+    def number(self, n: int) -> int:
+        """Which image of the source draw `n` shows."""
+        epoch, i = divmod(n, len(self))
+        return int(permutation(len(self), self.seed, epoch)[i]) if self.shuffle else i
+
+    def __getitem__(self, n: int) -> Item:
         rng = np.random.default_rng((self.seed, n))
-        epoch, i = divmod(n, len(self.paths))
-        if self.shuffle:
-            i = permutation(len(self.paths), self.seed, epoch)[i]
-        hq = self._crop(read_rgb(self.paths[i]), rng)
-        if self.flip and rng.random() < 0.5:
-            hq = hq[:, ::-1]
-        item = {"hq": to_tensor(hq), "prompt": ""}
-        if self.degradation is not None:
-            item["lq"] = to_tensor(self.degradation(np.ascontiguousarray(hq, dtype=np.float32) / np.float32(255), rng))
-        return item
+        (captions,) = rng.spawn(1)  # a generator of their own: captions do not change crops and degradations
+        sample = self.source.read(self.number(n), captions)
+        return make_item(sample, rng, self.crop, self.flip, self.target, self.degradation)
 
-    def _crop(self, image: NDArray, rng: np.random.Generator) -> NDArray:
-        size = self.crop_size
-        height, width = image.shape[:2]
-        if min(height, width) < size:
-            factor = size / min(height, width)
-            height, width = max(size, round(height * factor)), max(size, round(width * factor))
-            image = resize(image, height, width, "bicubic")
-        top, left = (height - size) // 2, (width - size) // 2
-        if self.crop == "random":
-            top, left = rng.integers(height - size, endpoint=True), rng.integers(width - size, endpoint=True)
-        return image[top : top + size, left : left + size]
+    def __getitems__(self, numbers: Sequence[int]) -> list[Item]:
+        """The items of one batch; loaders prefer this to `__getitem__`.
+
+        Raises:
+            ImageError: an image cannot be read, or, if such are skipped, none of the batch can.
+        """
+        if self.on_error == "fail":
+            return [self[n] for n in numbers]
+        items = []
+        for n in numbers:
+            try:
+                items.append(self[n])
+            except ImageError as error:
+                self.skipped += 1
+                log.warning("skipped (%d so far in this loader process): %s", self.skipped, error)
+                last = error
+        if not items:
+            raise ImageError(
+                f"none of the {len(numbers)} images of a batch can be read, the last one because: {last}; "
+                "make a list without unreadable files (scripts/check_dataset.py --good-list) or a larger batch"
+            ) from last
+        return items
+
+
+def make_item(
+    sample: Sample,
+    rng: np.random.Generator,
+    crop: Crop,
+    flip: bool,
+    target: Callable[[NDArray], NDArray] | None,
+    degradation: Degradation | None,
+) -> Item:
+    """Cuts a sample, mirrors half of the cuts if `flip`, makes the target, and degrades it unless there is an `lq`."""
+    images = crop([sample.hq] if sample.lq is None else [sample.hq, sample.lq], rng)
+    if flip and rng.random() < 0.5:
+        images = [image[:, ::-1] for image in images]
+    hq, *lq = (np.ascontiguousarray(image, dtype=np.float32) / np.float32(255) for image in images)
+    if target is not None:
+        hq = target(hq)
+    item = {"hq": to_tensor(hq), "prompt": sample.prompt}
+    if degradation is not None:
+        lq = [degradation(hq, rng)]
+    if lq:
+        item["lq"] = to_tensor(lq[0])
+    return item
+
+
+def open_source(source: str | Path) -> Source:
+    """The source that a path means.
+
+    Raises:
+        UserError: it does not exist or holds no image.
+    """
+    if str(source).startswith("pipe:") or "://" in str(source):
+        raise UserError(f"{source} can only be streamed; make dataset.streams.StreamedPairs the target of the dataset")
+    if Path(source).suffix.lower() in TABLES:
+        return Table(source)
+    return Shards(source) if is_shards(source) else Files(source)
 
 
 @lru_cache(maxsize=4)

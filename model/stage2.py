@@ -1,5 +1,7 @@
 """Training of stage 2, generation: the branch that steers a frozen latent diffusion model."""
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor, nn
 
@@ -24,6 +26,7 @@ class Stage2(Trainable):
         diffusion: schedule and target.
         stage1: frozen; None conditions on the degraded image itself (ablation).
         train_unet: trains the UNet along with the branch; for priors too weak to be steered from outside.
+        noise_aug: conditions are noised to a timestep drawn from 0 .. noise_aug - 1 (v2.1); 0 leaves them clean.
         init_branch: starts the branch from the UNet; off where `weights.branch` gives one to go on from.
         solver, steps: how the logged samples are made.
     """
@@ -38,6 +41,7 @@ class Stage2(Trainable):
         stage1: nn.Module | None = None,
         train_unet: bool = False,
         init_branch: bool = True,
+        noise_aug: int = 0,
         solver: str = "ddim",
         steps: int = 10,
         **kwargs,
@@ -48,7 +52,7 @@ class Stage2(Trainable):
         (trained if train_unet else frozen)["unet"] = unet
         frozen["stage1"] = nn.Identity() if stage1 is None else stage1
         super().__init__(trained, frozen, **kwargs)
-        self.diffusion, self.solver, self.steps = diffusion, solver, steps
+        self.diffusion, self.solver, self.steps, self.noise_aug = diffusion, solver, steps, noise_aug
 
     @property
     def restorer(self) -> Restorer:
@@ -67,6 +71,10 @@ class Stage2(Trainable):
         condition = self.condition(batch)
         with torch.no_grad():
             z_0 = self.frozen["autoencoder"].encode(batch["hq"], sample=True).float()
+        if self.noise_aug:
+            t = torch.randint(self.noise_aug, (len(z_0),), device=z_0.device)
+            noised = self.diffusion.diffuse(condition.latent, t, torch.randn_like(z_0))
+            condition = replace(condition, latent=noised)
         network = self.restorer.network
         return self.diffusion.training_loss(lambda z_t, t: network(z_t, t, condition), z_0)
 

@@ -8,6 +8,7 @@ import torch
 from model.networks import build_networks
 from model.restorer import Restorer
 from utils.config import check_keys, instantiate, load_config
+from utils.presets import PRESETS, STAGE1, load_preset, names
 from utils.training import OPTIONAL, REQUIRED
 
 ROOT = Path(__file__).parents[1]
@@ -18,29 +19,48 @@ def of(folder: str) -> list[Path]:
     return [p for p in CONFIGS if folder in p.relative_to(ROOT / "configs").parts[0]]
 
 
-def name(path: Path) -> str:
+def relative(path: Path) -> str:
     return str(path.relative_to(ROOT / "configs"))
 
 
-@pytest.mark.parametrize("path", of("inference"), ids=name)
-def test_presets_build_with_their_weights(path):
-    assert isinstance(Restorer.from_config(load_config(path)), Restorer)
+@pytest.mark.parametrize("preset", names(PRESETS))
+def test_presets_build(preset):
+    """With its weights if they are in the repository, else at full size without memory."""
+    config = load_preset(preset)
+    if preset != "mini":
+        config.weights = {}
+    with torch.device("cpu" if preset == "mini" else "meta"):
+        assert isinstance(Restorer.from_config(config, device="cpu" if preset == "mini" else "meta"), Restorer)
 
 
-@pytest.mark.parametrize("path", of("dataset"), ids=name)
+@pytest.mark.parametrize("stage1", names(STAGE1))
+def test_first_stages_build(stage1):
+    config = load_config(STAGE1 / f"{stage1}.yaml")
+    with torch.device("meta"):
+        network = instantiate(config.networks.stage1)
+    assert network.scale in (1, 4)
+
+
+@pytest.mark.parametrize("path", of("dataset"), ids=relative)
 def test_degradations_build(path):
-    assert callable(instantiate(load_config(path).degradation))
+    config = load_config(path)
+    recipes = [*config.get("recipes", {}).values(), config.get("degradation")]
+    assert recipes != [None]
+    assert all(callable(instantiate(recipe)) for recipe in recipes if recipe is not None)
 
 
-@pytest.mark.parametrize("path", [p for p in of("train") if p.name != "base.yaml"], ids=name)
+@pytest.mark.parametrize("path", [p for p in of("train") if p.name != "base.yaml"], ids=relative)
 def test_trainings_build(path):
+    """Full-size ones without memory, on the meta device."""
     config = load_config(path, ["photos=inputs/demo"])
     check_keys(config, REQUIRED, OPTIONAL)
     config.weights = {}
-    networks = build_networks(config)
-    extras = {"diffusion": instantiate(config.diffusion)} if "diffusion" in config else {}
-    module = instantiate(config.module)(**networks, **extras, seed=0)
-    optimizer = module.configure_optimizers()["optimizer"]
+    with torch.device("cpu" if "mini" in path.parts else "meta"):
+        networks = build_networks(config)
+        extras = {"diffusion": instantiate(config.diffusion)} if "diffusion" in config else {}
+        module = instantiate(config.module)(**networks, **extras, seed=0)
+    configured = module.configure_optimizers()
+    optimizer = configured["optimizer"] if isinstance(configured, dict) else configured
     assert sum(p.numel() for group in optimizer.param_groups for p in group["params"]) > 0
     instantiate(config.data)
     instantiate(config.trainer)
@@ -72,3 +92,26 @@ def test_the_embedded_model_has_the_stated_size():
     assert 8 < millions["unet"] < 15
     files = [*(ROOT / "weights" / "mini").glob("*.safetensors")]
     assert sum(f.stat().st_size for f in files) <= 40e6
+
+
+def test_effective_batches_are_the_published_ones():
+    """On the eight devices that the recipes are written for."""
+    published = {"stage1_codeformer": 96, "stage1_realesrgan": 96, "stage1_face": 96}
+    published |= {"stage2_v1": 192, "stage2_v2": 256, "stage2_v2.1": 512}
+    for recipe, batch in published.items():
+        config = load_config(ROOT / f"configs/train/{recipe}.yaml", ["photos=inputs/demo"])
+        accumulate = config.trainer.params.get("accumulate_grad_batches", 1)
+        assert 8 * config.data.params.batch_size * accumulate == batch
+
+
+def test_the_learning_rate_of_v2_falls_after_30000_steps():
+    config = load_config(ROOT / "configs/train/stage2_v2.yaml", ["photos=inputs/demo"])
+    optimizer = torch.optim.AdamW([torch.nn.Parameter(torch.zeros(1))], lr=config.lr)
+    schedule = instantiate(config.lr_schedule)(optimizer)
+    rates = []
+    for _ in range(30001):
+        rates.append(schedule.get_last_lr()[0])
+        optimizer.step()
+        schedule.step()
+    assert rates[0] == rates[29999] == 1e-4
+    assert rates[30000] == pytest.approx(1e-5)

@@ -14,7 +14,7 @@ from omegaconf import OmegaConf
 from safetensors.torch import load_file
 
 from utils.config import load_config
-from utils.training import main, train
+from utils.training import find_checkpoint, main, train
 
 ROOT = Path(__file__).parents[1]
 SMALL = [
@@ -71,6 +71,24 @@ def test_a_resumed_run_ends_where_an_uninterrupted_one_does(name, tmp_path):
         whole = load_file(tmp_path / "whole" / "weights" / f"{network}.safetensors")
         resumed = load_file(tmp_path / "resumed" / "weights" / f"{network}.safetensors")
         assert all(torch.equal(whole[k], resumed[k]) for k in whole)
+
+
+def test_a_truncated_newest_checkpoint_is_passed_over(tmp_path, caplog):
+    """What a full disk or a killed job leaves; two checkpoints are kept so that there is one to fall back to."""
+    run("stage1", tmp_path, 6, "lr_schedule=null")
+    kept = sorted(p.name for p in (tmp_path / "checkpoints").glob("*.ckpt"))
+    assert kept == ["0000004.ckpt", "0000006.ckpt"]
+    newest = tmp_path / "checkpoints" / "0000006.ckpt"
+    newest.write_bytes(newest.read_bytes()[:-1000])
+    assert find_checkpoint(tmp_path, "auto").name == "0000004.ckpt"
+    assert "0000006.ckpt is damaged and passed over" in caplog.text
+    run("stage1", tmp_path, 8, "lr_schedule=null", "resume=auto")
+    assert (tmp_path / "checkpoints" / "0000008.ckpt").exists()
+
+
+def test_noised_conditions_train_too(tmp_path):
+    run("stage2", tmp_path, 2, "module.params.noise_aug=200")
+    assert (tmp_path / "weights" / "branch.safetensors").exists()
 
 
 def test_ctrl_c_leaves_a_checkpoint_that_resumes(tmp_path):

@@ -17,10 +17,18 @@ def entry_point(main: Callable[..., int | None]) -> Callable[..., int]:
         try:
             return main(*args, **kwargs) or 0
         except UserError as error:
-            print(f"error: {error}", file=sys.stderr)
+            print(f"error: {sentence(error)}", file=sys.stderr)
             return 1
         except KeyboardInterrupt:
             print("interrupted", file=sys.stderr)
             return 130
 
     return wrapped
+
+
+def sentence(error: UserError) -> str:
+    """The message, also of an error from a loader process: that is wrapped in a traceback, and its last line then."""
+    message = str(error)
+    if message.startswith("Caught "):
+        _, _, message = message.strip().splitlines()[-1].partition(": ")
+    return message

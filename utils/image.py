@@ -3,6 +3,7 @@
 import io
 import os
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import torch
@@ -47,8 +48,12 @@ def list_images(source: str | Path) -> list[Path]:
     return paths
 
 
-def read_rgb(path: str | Path) -> NDArray[np.uint8]:
+def read_rgb(file: str | Path | BinaryIO, name: str | None = None) -> NDArray[np.uint8]:
     """Reads an image as it is meant to be seen: upright (EXIF), in sRGB (ICC), alpha laid over white.
+
+    Args:
+        file: a path, or an open file.
+        name: what messages call it (default: the path).
 
     Returns:
         (H, W, 3) uint8 RGB.
@@ -56,8 +61,9 @@ def read_rgb(path: str | Path) -> NDArray[np.uint8]:
     Raises:
         ImageError: missing, truncated or not an image.
     """
+    name = name or str(file)
     try:
-        with Image.open(path) as image:
+        with Image.open(file) as image:
             image.load()
             image = ImageOps.exif_transpose(image)
             if image.mode.startswith(("I", "F")):  # 16-bit greyscale; Pillow would clip instead of scale
@@ -70,11 +76,11 @@ def read_rgb(path: str | Path) -> NDArray[np.uint8]:
                 rgb = Image.alpha_composite(Image.new("RGBA", rgb.size, "white"), rgb).convert("RGB")
             return np.asarray(rgb)
     except FileNotFoundError as error:
-        raise ImageError(f"{path} does not exist") from error
+        raise ImageError(f"{name} does not exist") from error
     except (UnidentifiedImageError, Image.DecompressionBombError) as error:
-        raise ImageError(f"{path} is not a readable image; replace or remove it") from error
+        raise ImageError(f"{name} is not a readable image; replace or remove it") from error
     except (OSError, SyntaxError, ValueError) as error:
-        raise ImageError(f"{path} is damaged ({error}); replace or remove it") from error
+        raise ImageError(f"{name} is damaged ({error}); replace or remove it") from error
 
 
 def _to_srgb(image: Image.Image) -> Image.Image:

@@ -12,6 +12,8 @@ import pytorch_lightning as L
 import torch
 from omegaconf import DictConfig, OmegaConf
 
+from dataset.preflight import quick_check
+from dataset.sources import ImagePairs
 from model.networks import build_networks
 from utils.cli import UserError, entry_point
 from utils.config import ROOT, check_keys, instantiate, load_config
@@ -21,7 +23,7 @@ log = logging.getLogger(__name__)
 REQUIRED = ("networks", "module", "data", "trainer", "run_dir", "seed")
 OPTIONAL = (
     *("weights", "diffusion", "recipes", "degradation", "optimizer", "lr_schedule", "lr"),
-    *("photos", "val_photos", "resume"),
+    *("photos", "val_photos", "resume", "crop_size", "validate_every", "checkpoint_every", "ema_decay"),
 )
 PACKAGES = ("torch", "torchvision", "pytorch-lightning", "numpy", "opencv-python", "timm")
 
@@ -60,6 +62,8 @@ def train(config: DictConfig) -> None:
     trainer = instantiate(config.trainer, "trainer")
 
     effective_batch = data.effective_batch(trainer)
+    if isinstance(data.train, ImagePairs):  # of a stream nothing is known beforehand
+        quick_check(data.train, effective_batch)
     trained = sum(p.numel() for p in module.parameters() if p.requires_grad)
     record_run(config, run_dir, {"effective_batch": effective_batch, "trained_parameters": trained})
     log.info("%s: %.2f M trained parameters, effective batch %d", run_dir, trained / 1e6, effective_batch)
@@ -79,11 +83,21 @@ def find_checkpoint(run_dir: Path, resume: str | None) -> Path | None:
     if resume is None:
         return None
     if resume == "auto":
-        found = sorted((run_dir / "checkpoints").glob("*.ckpt"), key=lambda p: p.stat().st_mtime)
-        return found[-1] if found else None
+        found = sorted((run_dir / "checkpoints").glob("*.ckpt"), key=lambda p: p.stat().st_mtime, reverse=True)
+        return next((path for path in found if is_intact(path)), None)
     if not Path(resume).is_file():
         raise UserError(f"no checkpoint {resume}; give a file, or resume=auto for the newest in {run_dir}")
     return Path(resume)
+
+
+def is_intact(checkpoint: Path) -> bool:
+    """Whether a checkpoint can be read to its end; says so if not (a full disk or a killed job may cut one short)."""
+    try:
+        torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True)
+    except Exception as error:  # pickle, zip and torch raise what they like
+        log.warning("%s is damaged and passed over: %s", checkpoint, str(error).splitlines()[0][:120])
+        return False
+    return True
 
 
 def record_run(config: DictConfig, run_dir: Path, facts: dict) -> None:

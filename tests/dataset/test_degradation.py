@@ -11,14 +11,24 @@ from PIL import Image
 from scipy import stats
 from skimage import data
 
-from dataset.jpeg import RandomJpeg, jpeg
+from dataset.jpeg import Jpeg, RandomJpeg, jpeg
 from dataset.kernels import RandomBlur
-from dataset.noise import RandomNoise, gaussian_noise, poisson_noise
-from dataset.recipes import FirstOrder, SecondOrder, round_to_8_bits
-from dataset.resize import RandomResize, resize
+from dataset.noise import (
+    CameraNoise,
+    CorrelatedNoise,
+    GaussianNoise,
+    RandomCameraNoise,
+    RandomNoise,
+    correlated_noise,
+    demosaic,
+    gaussian_noise,
+    poisson_noise,
+)
+from dataset.recipes import BSRGAN, Classical, FirstOrder, Mixture, SecondOrder, Step, round_to_8_bits
+from dataset.resize import RandomResize, Resize, resize
 from utils.config import instantiate, load_config
 
-RECIPES = ("codeformer", "codeformer_face", "realesrgan")
+RECIPES = ("classical", "codeformer", "codeformer_face", "realesrgan", "bsrgan")
 # A right implementation fails a statistical test below with this probability, over all seeds; the seeds are fixed.
 ERROR = 1e-4
 
@@ -125,6 +135,109 @@ def test_random_noise_stays_in_range_and_keeps_the_type(photo):
     assert (noisy.min(), noisy.max()) == (0, 1)
 
 
+def test_correlated_noise_has_the_covariance_of_its_mixing_matrix():
+    """Each entry of a sample covariance of n normal vectors deviates by ((c_ii c_jj + c_ij^2) / n)^0.5."""
+    mix = np.array([[20.0, 5, 0], [-3, 10, 4], [0, 2, 15]])
+    image = np.full((400, 400, 3), 0.5, np.float32)
+    noise = (correlated_noise(image, mix, rng()) - image).astype(np.float64).reshape(-1, 3) * 255
+    expected = mix @ mix.T
+    deviation = np.sqrt((np.outer(np.diag(expected), np.diag(expected)) + expected**2) / len(noise))
+    assert (np.abs(np.cov(noise.T) - expected) < stats.norm.isf(ERROR / 12) * deviation).all()
+
+
+def test_random_noise_draws_correlated_noise_as_often_and_as_strong_as_stated():
+    """The variances along the axes are uniform in [0, sigma^2], so each channel's is sigma^2 / 2 on average."""
+    noise = RandomNoise(sigma=(10, 10), grey_prob=0.4, correlated_prob=0.2)
+    generator, n = rng(), 4000
+    drawn = [noise.draw(generator) for _ in range(n)]
+    correlated = [step.mix for step in drawn if isinstance(step, CorrelatedNoise)]
+    grey = sum(isinstance(step, GaussianNoise) and step.grey for step in drawn)
+    expected = [0.2 * n, 0.4 * n, 0.4 * n]
+    assert stats.chisquare([len(correlated), grey, n - len(correlated) - grey], expected).pvalue > ERROR
+    variances = np.concatenate([np.linalg.svd(mix, compute_uv=False) ** 2 for mix in correlated])
+    assert stats.kstest(variances, stats.uniform(0, 100).cdf).pvalue > ERROR
+    # No direction is preferred: every channel has the same variance on average.
+    per_channel = np.array([(mix**2).sum(axis=1) for mix in correlated])
+    error = per_channel.std(axis=0) / len(correlated) ** 0.5
+    assert (np.abs(per_channel.mean(axis=0) - 50) < stats.norm.isf(ERROR / 6) * error).all()
+
+
+def test_probabilities_of_noise_that_exceed_one_are_refused():
+    with pytest.raises(ValueError, match="more than 1"):
+        RandomNoise(sigma=(1, 2), grey_prob=0.6, correlated_prob=0.5)
+
+
+# Camera noise
+
+CAMERA = CameraNoise(gains=(2.4, 1.2, 1.9), crosstalk=0.3, shot=0.01, read=1e-4)
+
+
+def test_developing_undoes_unprocessing(photo):
+    x = torch.from_numpy(photo).movedim(-1, 0)
+    torch.testing.assert_close(CAMERA.process(CAMERA.unprocess(x)), x, rtol=0, atol=2e-5)
+
+
+def test_unprocessing_a_grey_follows_the_formulas():
+    """Tone curve and gamma inverted by hand for one value; grey has no crosstalk, so channels differ by gains alone."""
+    linear = 0.18
+    srgb = 1.055 * linear ** (1 / 2.4) - 0.055
+    raw = CAMERA.unprocess(torch.full((3, 1, 1), 3 * srgb**2 - 2 * srgb**3))
+    assert_allclose(raw.flatten().numpy() * CAMERA.gains, linear, rtol=1e-5)
+
+
+def test_camera_noise_has_the_shot_and_read_variance_on_the_raw_image():
+    """Noise small enough for the development to be linear, at pixels where the mosaic has the colour itself."""
+    camera = CameraNoise((1.0, 1.0, 1.0), crosstalk=0.0, shot=4e-6, read=1e-6)
+    for value in (0.3, 0.6):
+        image = np.full((512, 512, 3), value, np.float32)
+        x = torch.from_numpy(image[:2, :2]).movedim(-1, 0)
+        raw = camera.unprocess(x)
+        slope = (camera.process(raw + 1e-3) - camera.process(raw - 1e-3))[0, 0, 0] / 2e-3
+        noise = (camera(image, rng()) - image)[::2, ::2, 0].astype(np.float64)
+        assert_deviation(noise, float(slope * (4e-6 * raw[0, 0, 0] + 1e-6) ** 0.5))
+
+
+def test_demosaicing_keeps_measured_values_and_averages_the_nearest():
+    """Of linear ramps the averages are exact, away from the border."""
+    y, x = torch.meshgrid(torch.arange(8.0), torch.arange(10.0), indexing="ij")
+    ramps = torch.stack([x + 2 * y, 3 * x - y, 5 - x])
+    torch.testing.assert_close(demosaic(ramps)[:, 1:-1, 1:-1], ramps[:, 1:-1, 1:-1])
+    raw = torch.rand(3, 6, 6, generator=torch.Generator().manual_seed(0))
+    full = demosaic(raw)
+    assert full[0, 2, 2] == raw[0, 2, 2] and full[1, 2, 3] == raw[1, 2, 3] and full[2, 3, 3] == raw[2, 3, 3]
+    torch.testing.assert_close(full[0, 2, 3], (raw[0, 2, 2] + raw[0, 2, 4]) / 2)
+    torch.testing.assert_close(full[1, 2, 2], (raw[1, 1, 2] + raw[1, 3, 2] + raw[1, 2, 1] + raw[1, 2, 3]) / 4)
+    torch.testing.assert_close(full[2, 2, 2], raw[2, 1:4:2, 1:4:2].mean())
+
+
+def test_camera_noise_is_coarser_than_a_pixel_and_stays_in_range(photo):
+    grey = np.full((256, 256, 3), 0.5, np.float32)
+    red = (CAMERA(grey, rng()) - 0.5)[..., 0]
+    assert np.corrcoef(red[:, 1:].ravel(), red[:, :-1].ravel())[0, 1] > 0.3
+    noisy = CAMERA(photo, rng())
+    assert noisy.dtype == np.float32
+    assert 0 <= noisy.min() <= noisy.max() <= 1
+
+
+def test_random_cameras_fill_their_ranges():
+    cameras = RandomCameraNoise(prob=0.25)
+    generator, n = rng(), 4000
+    drawn = [camera for camera in (cameras.draw(generator) for _ in range(n)) if camera]
+    assert stats.binomtest(len(drawn), n, 0.25).pvalue > ERROR
+    red, green, blue = np.array([camera.gains for camera in drawn]).T
+    log_shot = np.log([camera.shot for camera in drawn])
+    for values, low, high in [
+        (red / green, 1.9, 2.4),
+        (green, 1.0, 1.6),
+        (blue / green, 1.5, 1.9),
+        ([camera.crosstalk for camera in drawn], 0.1, 0.4),
+        (log_shot, np.log(1e-4), np.log(1.2e-2)),
+    ]:
+        assert stats.kstest(values, stats.uniform(low, high - low).cdf).pvalue > ERROR
+    residual = np.log([camera.read for camera in drawn]) - (2.18 * log_shot + 1.2)
+    assert stats.kstest(residual, stats.norm(0, 0.26).cdf).pvalue > ERROR
+
+
 # Resizing
 
 
@@ -221,6 +334,12 @@ def test_random_jpeg_draws_every_quality_of_the_range():
     assert stats.chisquare([drawn.count(quality) for quality in (30, 31, 32, 33)]).pvalue > ERROR
 
 
+def test_random_jpeg_compresses_with_its_probability():
+    random_jpeg = RandomJpeg((30, 95), prob=0.75)
+    generator = rng()
+    assert stats.binomtest(sum(random_jpeg.draw(generator) is not None for _ in range(1000)), 1000, 0.75).pvalue > ERROR
+
+
 # Recipes
 
 
@@ -303,9 +422,14 @@ class Recorder:
     def __init__(self, name: str, log: list[tuple[str, int]]):
         self.name, self.log = name, log
 
-    def __call__(self, image: NDArray, rng: np.random.Generator, base: tuple[int, int] | None = None) -> NDArray:
-        self.log.append((self.name, image.shape[0]))
-        return image if base is None else resize(image, *base, "area")
+    def draw(self, *args: Any) -> Step:
+        """A resize is asked with (base, rng), the others with (rng,)."""
+
+        def step(image: NDArray, rng: np.random.Generator) -> NDArray:
+            self.log.append((self.name, image.shape[0]))
+            return resize(image, *args[0], "area") if len(args) == 2 else image
+
+        return step
 
     def random_mode(self, rng: np.random.Generator) -> str:
         return "area"
@@ -337,3 +461,58 @@ def test_the_second_order_runs_its_stages_in_order_and_ends_in_either_way():
         quarter += log[-1][1] == 24
     assert stats.binomtest(compressed_last, n, 0.5).pvalue > ERROR
     assert stats.binomtest(quarter, n, 2 / 3).pvalue > ERROR
+
+
+def test_the_classical_model_is_blur_shrink_noise(photo):
+    degrade = Classical(NO_BLUR, (3,), RandomNoise((10, 10)), modes=("area",))
+    generator = rng(4)
+    generator.choice((3,)), generator.random(), generator.choice(("area",))  # scale, no blur, mode
+    small = resize(photo, 32, 43, "area")
+    expected = RandomNoise((10, 10))(small, generator)
+    assert_array_equal(degrade(photo, rng(4)), round_to_8_bits(resize(expected, 96, 128, "bicubic")))
+
+
+def test_bsrgan_shuffles_its_stages_and_closes_with_jpeg():
+    """Every stage comes first equally often; noise and JPEG meet the small or the large image."""
+    log: list[tuple[str, int]] = []
+    names = ["blur_1", "blur_2", "noise", "jpeg", "camera", "last_jpeg"]
+    degrade = BSRGAN(**{name: Recorder(name, log) for name in names}, scale=(4,), two_step_prob=0)
+    image, generator, n = np.zeros((96, 64, 3), np.float32), rng(), 600
+    first, small = [], 0
+    for _ in range(n):
+        log.clear()
+        assert degrade(image, generator).shape == image.shape
+        assert sorted(name for name, _ in log) == sorted(names)
+        assert log[-1] == ("last_jpeg", 24)
+        first.append(log[0][0])
+        small += dict(log)["noise"] == 24
+    assert stats.chisquare([first.count(name) for name in names[:-1]]).pvalue > ERROR
+    assert stats.binomtest(small, n, 0.5).pvalue > ERROR
+
+
+def test_bsrgan_resizes_in_two_steps_with_its_probability_and_ends_at_the_scale():
+    degrade = recipe("bsrgan")
+    generator, n, two = rng(), 3000, []
+    for _ in range(n):
+        *first, last, back = [s for s in degrade.steps((800, 400), generator) if isinstance(s, Resize)]
+        assert (last.height, last.width) == (200, 100)
+        assert back == Resize(800, 400, "bicubic")
+        two += [800 / step.height for step in first]
+    assert stats.binomtest(len(two), n, 0.25).pvalue > ERROR
+    assert stats.kstest(two, stats.uniform(0.5, 3.5).cdf).pvalue > ERROR
+
+
+def test_a_mixture_draws_its_recipes_with_their_probabilities():
+    mild = FirstOrder(NO_BLUR, (1, 1), RandomNoise((0, 0)), RandomJpeg((90, 90)))
+    strong = FirstOrder(NO_BLUR, (1, 1), RandomNoise((0, 0)), RandomJpeg((10, 10)))
+    mixture, generator = Mixture([mild, strong], (0.3, 0.7)), rng()
+    drawn = [list(mixture.steps((8, 8), generator)) for _ in range(500)]
+    assert stats.binomtest(sum(Jpeg(90) in steps for steps in drawn), 500, 0.3).pvalue > ERROR
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_the_steps_of_a_recipe_can_be_applied_by_hand(name, photo):
+    generator, x = rng(3), photo
+    for step in recipe(name).steps(photo.shape[:2], generator):
+        x = x if step is None else step(x, generator)
+    assert_array_equal(recipe(name)(photo, rng(3)), round_to_8_bits(x))

@@ -51,7 +51,7 @@ def whole(source: Path, **kwargs) -> ImagePairs:
 
 def which(item: dict, dataset: ImagePairs) -> int:
     """The number of the image that an item of `whole` shows."""
-    plain = whole(dataset.paths[0].parent, crop_size=dataset.crop_size, shuffle=False)
+    plain = whole(dataset.source.paths[0].parent, crop_size=dataset.crop_size, shuffle=False)
     matches = [i for i in range(len(plain)) if torch.equal(plain[i]["hq"], item["hq"])]
     assert len(matches) == 1
     return matches[0]
@@ -224,7 +224,7 @@ def test_a_damaged_image_is_named_when_it_is_drawn(tmp_path):
 
 
 def test_an_unknown_way_to_crop_is_refused(photos):
-    with pytest.raises(ValueError, match="'random' or 'centre', not 'middle'"):
+    with pytest.raises(ValueError, match="'centre' or 'random', not 'middle'"):
         ImagePairs(str(photos), 32, crop="middle")
 
 

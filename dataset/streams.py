@@ -1,0 +1,143 @@
+"""Tar shards that can only be read from front to back: URLs and pipes."""
+
+import copy
+import io
+import itertools
+import logging
+import zlib
+from collections.abc import Callable, Iterator, Mapping
+
+import numpy as np
+from numpy.typing import NDArray
+from torch.utils.data import IterableDataset, get_worker_info
+
+from dataset.crops import Crop
+from dataset.files import Captions, Sample
+from dataset.shards import expand_braces, parse_texts
+from dataset.sources import Degradation, Item, make_item, permutation
+from utils.cli import UserError
+from utils.image import SUFFIXES, ImageError, read_rgb
+
+log = logging.getLogger(__name__)
+
+
+class StreamedPairs(IterableDataset):
+    """Pairs from shards in the WebDataset layout, endlessly, while they arrive (needs the package `webdataset`).
+
+    Shards on a disk are better served by `dataset.shards.Shards`. Here is what can be promised without random access:
+
+    - An epoch deals out the shards, in an order of its own, to the loader processes of all ranks; so it has no sample
+      twice. Processes go on to their next epoch without waiting for each other: every rank always has a next batch.
+    - The pair that a sample gives in an epoch depends on the seed, the epoch and the sample's key and shard alone.
+      Which batch it comes in depends on the number of ranks and workers.
+    - A run resumed with the same numbers of ranks and workers goes on with the batches that would have come. What it
+      has used is read again, undecoded, except for whole shards if `per_shard` is known. Samples that were skipped
+      shift it.
+
+    Args:
+        urls: `https://host/{000..999}.tar`, a path, or a shell command `pipe:command {000..999}.tar`, whose output is
+            the shard; it is run as it stands, so take no such configuration from a stranger. One or several.
+        buffer: samples of a shard that are read ahead and shuffled.
+        per_shard: samples in every shard, if all have the same number.
+        captions: see `dataset.files.Captions`.
+        on_error: 'fail', or 'skip': unreadable images and the rest of broken shards are logged and left out.
+        crop_size, degradation, crop, flip, seed, short_side, target: as those of `dataset.sources.ImagePairs`.
+    """
+
+    def __init__(
+        self,
+        urls: str | list[str],
+        crop_size: int,
+        degradation: Degradation | None = None,
+        crop: str = "random",
+        flip: bool = True,
+        seed: int = 0,
+        short_side: int | None = None,
+        target: Callable[[NDArray], NDArray] | None = None,
+        on_error: str = "fail",
+        captions: Mapping[str, float] | None = None,
+        buffer: int = 1000,
+        per_shard: int | None = None,
+    ):
+        if on_error not in ("fail", "skip"):
+            raise ValueError(f"on_error must be 'fail' or 'skip', not '{on_error}'")
+        self.urls = [url for name in ([urls] if isinstance(urls, str) else urls) for url in expand_braces(name)]
+        self.crop, self.flip = Crop(crop_size, crop, short_side), flip
+        self.target, self.degradation = target, degradation
+        self.seed, self.on_error, self.captions = seed, on_error, Captions(captions)
+        self.buffer, self.per_shard, self.skipped = buffer, per_shard, 0
+        self.rank, self.ranks, self.used, self.batch_size = 0, 1, 0, 1
+
+    def share(self, rank: int, ranks: int, used: int, batch_size: int) -> "StreamedPairs":
+        """What one rank reads, from after the `used` batches that it has had."""
+        part = copy.copy(self)
+        part.rank, part.ranks, part.used, part.batch_size = rank, ranks, used, batch_size
+        return part
+
+    def __iter__(self) -> Iterator[Item]:
+        info = get_worker_info()
+        worker, workers = (info.id, info.num_workers) if info else (0, 1)
+        # Loaders ask their workers in turn, from the first: after a stop, that is the one whose turn it was.
+        worker = (worker + self.used) % workers
+        used = len(range(worker, self.used, workers)) * self.batch_size
+        reader, readers = self.rank * workers + worker, self.ranks * workers
+        if readers > len(self.urls):
+            raise UserError(f"{readers} loader processes share {len(self.urls)} shards; make more shards or use fewer")
+        empty = set()
+        for epoch in itertools.count():
+            for i in permutation(len(self.urls), self.seed, epoch)[reader::readers]:
+                if self.per_shard and used >= self.per_shard:
+                    used -= self.per_shard
+                    continue
+                empty.add(i)
+                for sample in self._shuffled(self.urls[i], epoch):
+                    empty.clear()
+                    if used:
+                        used -= 1
+                        continue
+                    try:
+                        yield self._item(sample, epoch)
+                    except ImageError as error:
+                        self._skip(error)
+                if len(empty) == len(self.urls):
+                    raise UserError(f"no images in any of the shards {self.urls[0]} ...; check what they hold")
+
+    def _shuffled(self, url: str, epoch: int) -> Iterator[dict]:
+        rng, samples = self._rng(epoch, url), self._samples(url)
+        while block := list(itertools.islice(samples, self.buffer)):
+            for i in rng.permutation(len(block)):
+                yield block[i]
+
+    def _samples(self, url: str) -> Iterator[dict]:
+        """Samples of one shard with an image, undecoded, in their order."""
+        try:
+            from webdataset.tariterators import tarfile_samples
+        except ModuleNotFoundError as error:
+            raise UserError("streams of shards need webdataset; pip install webdataset") from error
+        try:
+            for sample in tarfile_samples(iter([{"url": url}])):
+                image = next((key for key in sample if f".{key}" in SUFFIXES), None)
+                if image is not None:
+                    name = f"{url}: {sample['__key__']}"
+                    yield {"name": name, "image": sample[image], "txt": sample.get("txt"), "json": sample.get("json")}
+        except Exception as error:  # commands, network and tar files fail in ways of their own
+            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            self._skip(ImageError(f"{url} cannot be read to its end ({reason}); check that it can be fetched"))
+
+    def _item(self, sample: dict, epoch: int) -> Item:
+        rng = self._rng(epoch, sample["name"])
+        (captions,) = rng.spawn(1)
+        image = read_rgb(io.BytesIO(sample["image"]), sample["name"])
+        prompt = ""
+        if self.captions.names:
+            prompt = self.captions.draw(parse_texts(sample["txt"], sample["json"], sample["name"]), captions)
+        return make_item(Sample(image, prompt), rng, self.crop, self.flip, self.target, self.degradation)
+
+    def _rng(self, epoch: int, name: str) -> np.random.Generator:
+        return np.random.default_rng((self.seed, epoch, zlib.crc32(name.encode())))
+
+    def _skip(self, error: ImageError) -> None:
+        if self.on_error == "fail":
+            raise error
+        self.skipped += 1
+        log.warning("skipped (%d so far in this loader process): %s", self.skipped, error)

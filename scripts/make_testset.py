@@ -1,0 +1,74 @@
+"""Makes a fixed synthetic test set: hq/ and lq/ with PNGs of the same names, and what they were made from.
+
+testset.json holds the seed, and of every pair its image and what was drawn for it; recipe.yaml is the degradation. The
+same command makes the same pixels. Read it as pairs with `dataset.files.PairFolders`.
+
+Example:
+    python scripts/make_testset.py photos --degradation configs/dataset/realesrgan.yaml --output testsets/photos
+"""
+
+import argparse
+import json
+import sys
+from importlib.metadata import version
+from pathlib import Path
+
+from omegaconf import OmegaConf
+from tqdm import tqdm
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from dataset.preflight import Recorded, read_recipe
+from dataset.sources import ImagePairs
+from utils.cli import UserError, entry_point
+from utils.config import instantiate
+from utils.files import replacing
+from utils.image import to_uint8, write_png
+
+PACKAGES = ("numpy", "opencv-python", "pillow")  # their versions may change pixels
+
+
+@entry_point
+def main(argv: list[str] | None = None) -> None:
+    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p.add_argument("input", help="folder, list file, table or shards of clean images")
+    p.add_argument("--output", type=Path, required=True, help="folder for the test set; must not exist")
+    p.add_argument("--degradation", required=True, help="YAML with the recipe (configs/dataset/)")
+    p.add_argument("--size", type=int, default=512, help="side of the centre crops, pixels (default: %(default)s)")
+    p.add_argument("--short-side", type=int, help="resizes the short side to this before the crop, pixels")
+    p.add_argument("--count", type=int, help="only the first so many images")
+    p.add_argument("--seed", type=int, default=0, help="of the degradations (default: %(default)s)")
+    args = p.parse_args(argv)
+
+    if args.output.exists():
+        raise UserError(f"{args.output} already exists; remove it, or give another folder")
+    recipe = read_recipe(args.degradation)
+    degradation = Recorded(instantiate(recipe, "degradation"))
+    pairs = ImagePairs(
+        args.input,
+        args.size,
+        degradation,
+        crop="centre",
+        flip=False,
+        shuffle=False,
+        limit=args.count,
+        seed=args.seed,
+        short_side=args.short_side,
+    )
+    items = []
+    with replacing(args.output) as part:
+        for n in tqdm(range(len(pairs)), unit="pair"):
+            item, name = pairs[n], f"{n:05d}.png"
+            for key in ("hq", "lq"):
+                write_png(part / key / name, to_uint8(item[key]))
+            source = pairs.source.name(n)
+            items.append({"name": name, "source": source, "seed": [args.seed, n], "drawn": degradation.drawn})
+        facts = {"seed": args.seed, "size": args.size, "short_side": args.short_side, "crop": "centre"}
+        versions = {package: version(package) for package in PACKAGES}
+        (part / "testset.json").write_text(json.dumps({**facts, "versions": versions, "items": items}, indent=2) + "\n")
+        OmegaConf.save(OmegaConf.create({"degradation": recipe}), part / "recipe.yaml")
+    print(f"{len(items)} pairs of {args.size} x {args.size} pixels in {args.output}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

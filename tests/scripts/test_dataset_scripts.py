@@ -1,0 +1,206 @@
+"""The scripts around datasets, end to end, on the demo photos."""
+
+import importlib.util
+import json
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+import pytest
+from numpy.testing import assert_array_equal
+from omegaconf import OmegaConf
+from PIL import Image
+
+from dataset.files import PairFolders
+from dataset.shards import Shards
+from dataset.sources import ImagePairs
+from utils.config import instantiate
+from utils.image import list_images, read_rgb, to_uint8, write_png
+
+ROOT = Path(__file__).parents[2]
+RECIPE = str(ROOT / "configs/dataset/codeformer.yaml")
+
+
+def script(name: str) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(name, ROOT / "scripts" / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def run(name: str, *arguments: object) -> int:
+    return script(name).main([str(argument) for argument in arguments])
+
+
+@pytest.fixture
+def photos(tmp_path) -> Path:
+    """Crops of the demo photos, 96 x 80, and one of 20 x 20."""
+    folder = tmp_path / "photos"
+    for i, path in enumerate(list_images(ROOT / "inputs/demo")):
+        write_png(folder / f"{i}.png", np.ascontiguousarray(read_rgb(path)[:80, :96]))
+    write_png(folder / "sub" / "small.PNG", read_rgb(path)[:20, :20])
+    return folder
+
+
+def add_damaged(folder: Path) -> Path:
+    path = folder / "9.png"
+    path.write_bytes((folder / "0.png").read_bytes()[:2000])
+    return path
+
+
+@pytest.mark.parametrize("name", ["make_file_list", "make_shards", "make_testset", "check_dataset"])
+def test_help_explains(name, capsys):
+    with pytest.raises(SystemExit) as exit:
+        run(name, "--help")
+    assert exit.value.code == 0
+    shown = capsys.readouterr().out
+    assert "python scripts/" in shown
+    assert script(name).__doc__.splitlines()[0] in shown
+
+
+# File lists
+
+
+def test_a_file_list_splits_by_seed_and_leaves_out_small_images(photos, tmp_path, capsys):
+    lists = tmp_path / "train.txt", tmp_path / "val.txt"
+    command = ["make_file_list", photos, "--output", lists[0], "--val-output", lists[1], "--val", 2, "--min-size", 64]
+    assert run(*command) == 0
+    train, val = (list_images(path) for path in lists)
+    assert len(train) == 4
+    assert len(val) == 2
+    assert {p.resolve() for p in train + val} == {(photos / f"{i}.png").resolve() for i in range(6)}
+    assert lists[0].read_text().startswith("photos/")  # relative: list and photos can move together
+    assert "1 too small" in capsys.readouterr().out
+    assert run(*command) == 0
+    assert list_images(lists[1]) == val
+    assert run(*command, "--seed", 1) == 0
+    assert list_images(lists[1]) != val
+
+
+def test_a_file_that_is_no_image_is_named_or_skipped_in_a_list(photos, tmp_path, capsys):
+    (photos / "text.jpg").write_text("words")
+    assert run("make_file_list", photos, "--output", tmp_path / "all.txt") == 1
+    assert "text.jpg is not a readable image" in capsys.readouterr().err
+    assert not (tmp_path / "all.txt").exists()
+    assert run("make_file_list", photos, "--output", tmp_path / "all.txt", "--on-error", "skip") == 0
+    assert len(list_images(tmp_path / "all.txt")) == 7
+    assert "1 unreadable" in capsys.readouterr().out
+
+
+# Shards
+
+
+def test_shards_hold_every_image_once_as_it_is(photos, tmp_path):
+    assert run("make_shards", photos, "--output", tmp_path / "shards", "--per-shard", 3) == 0
+    assert len(list((tmp_path / "shards").glob("*.tar"))) == 3
+    source = Shards(tmp_path / "shards")
+    rng = np.random.default_rng(0)
+    packed = sorted(source.read(i, rng).hq.tobytes() for i in range(len(source)))
+    assert packed == sorted(read_rgb(path).tobytes() for path in list_images(photos))
+
+
+def test_shards_carry_captions(photos, tmp_path):
+    rows = "".join(f"{i}.png,photo {i},a photo: Nr. {i} ü\n" for i in range(6))
+    (photos / "table.csv").write_text(f"image,short,long\n{rows}", encoding="utf-8")
+    assert run("make_shards", photos / "table.csv", "--captions", "short", "long", "--output", tmp_path / "s") == 0
+    source = Shards(tmp_path / "s", {"long": 1})
+    rng = np.random.default_rng(0)
+    for i in range(6):
+        sample = source.read(i, rng)
+        number = int(sample.prompt.split()[3])
+        assert sample.prompt == f"a photo: Nr. {number} ü"
+        assert_array_equal(sample.hq, read_rgb(photos / f"{number}.png"))
+
+
+def test_an_interrupted_packing_leaves_whole_shards_and_resumes(photos, tmp_path, capsys):
+    bad, shards = add_damaged(photos), tmp_path / "shards"
+    command = ["make_shards", photos, "--output", shards, "--per-shard", 2]
+    assert run(*command) == 1
+    assert str(bad) in capsys.readouterr().err
+    assert not list(shards.glob(".*"))
+    assert run(*command, "--resume", "--on-error", "skip") == 0
+    assert "7 images in 4 shards" in capsys.readouterr().out
+    assert run(*command) == 1
+    assert "already holds shards" in capsys.readouterr().err
+
+
+# Test sets
+
+
+def test_a_test_set_is_pairs_that_can_be_made_again(photos, tmp_path):
+    for name in ("a", "b"):
+        assert (
+            run("make_testset", photos, "--degradation", RECIPE, "--size", 48, "--seed", 5, "--output", tmp_path / name)
+            == 0
+        )
+    pairs = ImagePairs(
+        PairFolders(tmp_path / "a" / "hq", tmp_path / "a" / "lq"), None, crop="none", flip=False, shuffle=False
+    )
+    again = ImagePairs(
+        PairFolders(tmp_path / "b" / "hq", tmp_path / "b" / "lq"), None, crop="none", flip=False, shuffle=False
+    )
+    facts = json.loads((tmp_path / "a" / "testset.json").read_text())
+    assert len(pairs) == len(facts["items"]) == 7
+    recipe = instantiate(OmegaConf.load(tmp_path / "a" / "recipe.yaml").degradation)
+    made = ImagePairs(photos, 48, recipe, crop="centre", flip=False, shuffle=False, seed=facts["seed"])
+    for n, item in enumerate(facts["items"]):
+        assert Path(item["source"]) == made.source.paths[n]
+        assert item["seed"] == [5, n]
+        assert item["drawn"][0] == "Blur(kernel=41x41)"
+        for key in ("hq", "lq"):
+            assert_array_equal(to_uint8(pairs[n][key]), to_uint8(again[n][key]))
+            assert_array_equal(to_uint8(pairs[n][key]), to_uint8(made[n][key]))
+
+
+def test_a_test_set_is_whole_or_not_there_and_never_overwritten(photos, tmp_path, capsys):
+    add_damaged(photos)
+    command = ["make_testset", photos, "--degradation", RECIPE, "--size", 48, "--output", tmp_path / "set"]
+    assert run(*command) == 1
+    assert "9.png is damaged" in capsys.readouterr().err
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["photos"]
+    assert run(*command, "--count", 2) == 0
+    assert run(*command, "--count", 2) == 1
+    assert "already exists" in capsys.readouterr().err
+
+
+# The check
+
+
+def test_a_check_reports_and_draws(photos, tmp_path, capsys):
+    sheet = tmp_path / "sheet.png"
+    options = ["--crop-size", 48, "--batch-size", 2, "--workers", 0, "--contact-sheet", sheet, "--need", 0.001]
+    assert run("check_dataset", photos, "--degradation", RECIPE, *options) == 0
+    shown = capsys.readouterr().out
+    for words in (
+        "7; 3.5 steps of 2",
+        "unreadable   0",
+        "1 below 48",
+        "small.PNG",
+        "64 to 127: 6",
+        "pairs/s",
+        "enough",
+    ):
+        assert words in shown
+    assert "draw 7" in shown
+    assert "Blur(kernel=41x41)" in shown
+    with Image.open(sheet) as image:
+        assert image.size == (2 * (2 * 48 + 4), 4 * (48 + 22))
+
+
+def test_a_check_finds_unreadable_images_and_writes_a_list_without_them(photos, tmp_path, capsys):
+    bad = add_damaged(photos)
+    options = ["--crop-size", 48, "--batch-size", 16, "--good-list", tmp_path / "good.txt"]
+    assert run("check_dataset", photos, *options) == 1
+    shown = capsys.readouterr().out
+    assert "unreadable   1" in shown
+    assert str(bad) in shown
+    assert "fewer than a batch" in shown
+    assert len(list_images(tmp_path / "good.txt")) == 7
+    assert run("check_dataset", tmp_path / "good.txt", "--crop-size", 48, "--batch-size", 2, "--workers", 0) == 0
+
+
+def test_a_check_takes_the_arguments_of_a_training(photos, tmp_path, capsys):
+    config = ["--config", ROOT / "configs/train/mini/stage1.yaml", f"photos={photos}", f"run_dir={tmp_path}"]
+    sizes = ["data.params.train.params.crop_size=32", "data.params.batch_size=2", "data.params.num_workers=0"]
+    assert run("check_dataset", *config, *sizes, "--fast") == 0
+    assert "7; 3.5 steps of 2" in capsys.readouterr().out
