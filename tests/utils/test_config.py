@@ -382,7 +382,7 @@ def test_a_target_that_is_not_a_name_is_refused(target):
 
 def targets(node: Any) -> Iterator[str]:
     children = node.values() if isinstance(node, dict) else node if isinstance(node, list) else ()
-    if isinstance(node, dict) and "target" in node:
+    if isinstance(node, dict) and isinstance(node.get("target"), str):  # a parameter may have that name, too
         yield node["target"]
     for child in children:
         yield from targets(child)
