@@ -61,7 +61,7 @@ class StripedAutoencoder:
             rows = model.factor * self.latent_rows(image.shape[-1] // model.factor, stripes)
             if image.shape[-2] <= rows:
                 return model.encode(image)
-            strips = stream(model.encoder, (strip * 2 - 1 for strip in image.split(rows, dim=-2)), stripes.home)
+            strips = stream(model.encoder, map(model.to_patches, image.split(rows, dim=-2)), stripes.home)
             mean, _ = model.quant_conv(torch.cat(list(strips), dim=-2)).chunk(2, dim=1)
             return mean * model.scale_factor
 
@@ -77,7 +77,7 @@ class StripedAutoencoder:
                 return model.decode(z)
             latent = model.post_quant_conv(z / model.scale_factor)
             strips = stream(model.decoder, iter(latent.split(rows, dim=-2)), stripes.home)
-            return (torch.cat(list(strips), dim=-2) + 1) / 2
+            return model.to_image(torch.cat(list(strips), dim=-2))
 
         return self.fit(run)
 
@@ -116,15 +116,15 @@ def identity(module: nn.Identity, strips: Strips, home: torch.device | None) -> 
 
 @stream.register
 def resnet(block: ResnetBlock, strips: Strips, home: torch.device | None) -> Strips:
-    x = Held(block.norm1, strips, home)
+    x = hold(block.norm1, strips, home)
     skipped = deque()
 
     def branch() -> Strips:
         for strip in x:
-            skipped.append(block.nin_shortcut(strip).to(x.home))
+            skipped.append(block.nin_shortcut(strip).to(home or strip.device))
             yield F.silu(x.normalise(strip))
 
-    h = Held(block.norm2, convolve(block.conv1, branch()), home)
+    h = hold(block.norm2, convolve(block.conv1, branch()), home)
     for strip in convolve(block.conv2, (F.silu(h.normalise(strip)) for strip in h)):
         yield skipped.popleft().to(strip.device) + strip
 
@@ -153,7 +153,7 @@ def chain(modules: Iterable[nn.Module], strips: Strips, home: torch.device | Non
 
 
 def head(module: Encoder | Decoder, strips: Strips, home: torch.device | None) -> Strips:
-    held = Held(module.norm_out, strips, home)
+    held = hold(module.norm_out, strips, home)
     yield from convolve(module.conv_out, (F.silu(held.normalise(strip)) for strip in held))
 
 
@@ -173,6 +173,24 @@ def with_neighbours(strips: Strips, above: bool = True) -> Strips:
         after = torch.zeros_like(before) if following is None else following[..., :1, :]
         yield torch.cat([before, strip, after] if above else [strip, after], dim=-2)
         before, strip = strip[..., -1:, :].clone(), following
+
+
+def hold(norm: nn.Module, strips: Strips, home: torch.device | None) -> "Held | Passing":
+    """The activations before a norm, and how to normalise them."""
+    return Passing(strips) if isinstance(norm, nn.Identity) else Held(norm, strips, home)
+
+
+class Passing:
+    """Without a norm nothing has to wait."""
+
+    def __init__(self, strips: Strips):
+        self.strips = strips
+
+    def __iter__(self) -> Strips:
+        return self.strips
+
+    def normalise(self, strip: Tensor) -> Tensor:
+        return strip
 
 
 class Held:

@@ -23,7 +23,7 @@ COMPONENTS = {
 MARKS = {
     "unet": "time_embedding.linear_1.weight",
     "branch": "time_embedding.linear_1.weight",
-    "autoencoder": "decoder.conv_norm_out.weight",
+    "autoencoder": "decoder.mid_block.resnets.0.conv1.weight",
     "text_encoder": "text_model.final_layer_norm.weight",
 }
 
@@ -227,7 +227,8 @@ TRANSLATORS = {"unet": _unet, "branch": _branch, "autoencoder": _autoencoder, "t
 def config_json(role: str, network: nn.Module) -> dict:
     """Contents of the config.json from which diffusers or transformers builds the same network.
 
-    They cannot build a UNet or branch without text; its configuration, with `cross_attention_dim` None, is a record.
+    They cannot build a UNet or branch without text, or an autoencoder of patches or without norms; the configuration of
+    such, with None where they need a number, is a record.
     """
     return CONFIGS[role](network)
 
@@ -284,7 +285,7 @@ def _autoencoder_config(net: nn.Module) -> dict:
         "up_block_types": ["UpDecoderBlock2D"] * len(levels),
         "mid_block_add_attention": not isinstance(net.encoder.mid.attn_1, nn.Identity),
         "latent_channels": net.z_channels,
-        "norm_num_groups": net.encoder.norm_out.num_groups,
+        "norm_num_groups": getattr(net.encoder.norm_out, "num_groups", None),
         "scaling_factor": net.scale_factor,
     }
 

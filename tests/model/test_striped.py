@@ -8,14 +8,16 @@ from torch.testing import assert_close
 from model.autoencoder import AutoencoderKL
 from model.striped import CPU, StripedAutoencoder, Stripes, stream
 
-MINI = dict(channels=8, channel_mult=(1, 2, 4), num_res_blocks=1, mid_attention=False, norm_groups=2)
+CONVOLUTIONS = dict(channels=8, channel_mult=(1, 2, 4), num_res_blocks=1, mid_attention=False, norm_groups=2)
+PATCHES = dict(patch=2, channels=8, channel_mult=(1, 2), num_res_blocks=1, mid_attention=False, norm_groups=0)
 ATTENTION = dict(channels=16, channel_mult=(1, 2, 2, 4), num_res_blocks=2, mid_attention=True, norm_groups=4)
 
 
-@pytest.fixture(scope="module", params=[MINI, ATTENTION], ids=["mini", "attention"])
+@pytest.fixture(scope="module", params=[CONVOLUTIONS, ATTENTION, PATCHES], ids=["convolutions", "attention", "patches"])
 def autoencoder(request) -> AutoencoderKL:
     torch.manual_seed(0)
     model = AutoencoderKL(**request.param).eval().requires_grad_(False)
+    model.options = request.param
     for norm in (m for m in model.modules() if isinstance(m, nn.GroupNorm)):
         nn.init.normal_(norm.weight, 1, 0.3)
         nn.init.normal_(norm.bias, 0, 0.3)
@@ -36,7 +38,7 @@ def test_strips_change_nothing(autoencoder, size, rows, home):
 
 
 def test_half_precision_is_as_good_as_in_one_piece(autoencoder):
-    half = AutoencoderKL(**MINI if autoencoder.factor == 4 else ATTENTION).bfloat16().requires_grad_(False)
+    half = AutoencoderKL(**autoencoder.options).bfloat16().requires_grad_(False)
     half.load_state_dict(autoencoder.state_dict())
     z = torch.randn(1, 4, 9, 6)
     exact = autoencoder.decode(z)
