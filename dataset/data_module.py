@@ -1,11 +1,38 @@
-"""The data of one training run: an endless stream of draws for training, a fixed set for validation."""
+"""The data of one training run: an endless stream of draws for training, a fixed set for validation.
 
+Images are degraded one by one in the loader's processes, or, if a dataset defers it, in batches on the accelerator. Its
+items then bring a seed each, which their degradation starts from: it depends neither on the batch nor on the rank.
+"""
+
+import os
+import signal
+import threading
 from collections.abc import Iterator, Sequence
 
+import numpy as np
 import pytorch_lightning as L
+import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from dataset.batched import Batched
 from dataset.streams import StreamedPairs
+
+
+def outlive_signals(_: int) -> None:
+    """Lets a loader process live on where a whole group is told to stop: the training still needs its batches.
+
+    SIGTERM from the training itself, which ends its loaders at the end, is obeyed.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+
+    def obey() -> None:
+        while signal.sigwaitinfo({signal.SIGTERM}).si_pid != os.getppid():
+            pass
+        os._exit(0)
+
+    threading.Thread(target=obey, daemon=True).start()
 
 
 class DrawSampler(Sampler[int]):
@@ -62,6 +89,7 @@ class DataModule(L.LightningDataModule):
             "num_workers": self.num_workers,
             "persistent_workers": self.num_workers > 0,
             "prefetch_factor": 4 if self.num_workers else None,
+            "worker_init_fn": outlive_signals,
             "pin_memory": trainer.strategy.root_device.type == "cuda",
         }
         if isinstance(self.train, StreamedPairs):
@@ -74,4 +102,14 @@ class DataModule(L.LightningDataModule):
     def val_dataloader(self) -> DataLoader | list:
         if self.val is None:
             return []
-        return DataLoader(self.val, self.val_batch_size, num_workers=min(self.num_workers, 1))
+        workers = min(self.num_workers, 1)
+        return DataLoader(self.val, self.val_batch_size, num_workers=workers, worker_init_fn=outlive_signals)
+
+    def transfer_batch_to_device(self, batch: dict, device: torch.device, dataloader_idx: int) -> dict:
+        seeds = batch.pop("seed", None)  # stay here, where NumPy needs them
+        batch = super().transfer_batch_to_device(batch, device, dataloader_idx)
+        if seeds is not None:
+            dataset = self.train if self.trainer.training else self.val
+            rngs = [np.random.default_rng(seed) for seed in seeds.tolist()]
+            batch["lq"] = Batched(dataset.degradation)(batch["hq"], rngs)
+        return batch

@@ -7,12 +7,16 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from dataset.levels import to_levels
+
 
 def jpeg(image: NDArray, quality: int) -> NDArray:
     """Compresses and decompresses; quality 1-100 (libjpeg)."""
-    bgr = np.rint(np.clip(image[..., ::-1], 0, 1) * 255).astype(np.uint8)
+    bgr = cv2.cvtColor(to_levels(image).astype(np.uint8), cv2.COLOR_RGB2BGR)
     _, data = cv2.imencode(".jpg", bgr, [cv2.IMWRITE_JPEG_QUALITY, quality])
-    return cv2.imdecode(data, cv2.IMREAD_COLOR)[..., ::-1].astype(np.float32) / 255
+    x = cv2.cvtColor(cv2.imdecode(data, cv2.IMREAD_COLOR), cv2.COLOR_BGR2RGB).astype(np.float32)
+    x /= 255
+    return x
 
 
 @dataclass(frozen=True)

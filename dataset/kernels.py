@@ -54,8 +54,37 @@ def sinc(size: int, cutoff: float, pad_to: int = 0) -> NDArray:
 
 
 def filter2d(image: NDArray, kernel: NDArray) -> NDArray:
-    """Correlates every channel of (H, W, C) with `kernel`, borders reflected."""
-    return cv2.filter2D(image, -1, kernel, borderType=cv2.BORDER_REFLECT_101)
+    """Correlates every channel of (H, W, C) float32 with `kernel`, borders reflected, in the cheapest of three ways."""
+    kernel = trim(kernel)
+    columns, weights, rows = np.linalg.svd(kernel)
+    if weights[1:].sum() < 1e-9 * weights[0]:  # the kernel is an outer product, as an isotropic Gaussian is
+        return cv2.sepFilter2D(image, -1, weights[0] * rows[0], columns[:, 0], borderType=cv2.BORDER_REFLECT_101)
+    if len(kernel) <= 11:  # OpenCV's own choice between sums and FFT, but its FFT takes nearly twice as long
+        return cv2.filter2D(image, -1, kernel, borderType=cv2.BORDER_REFLECT_101)
+    return fft_filter(image, kernel)
+
+
+def trim(kernel: NDArray) -> NDArray:
+    """Cuts off a border whose weights are too small to matter for float32 images in [0, 1]: below 1e-6 in sum."""
+    centre = len(kernel) // 2
+    ring = np.abs(np.indices(kernel.shape) - centre).max(0)
+    outside = np.bincount(ring.ravel(), np.abs(kernel).ravel())[::-1].cumsum()[::-1]
+    margin = np.count_nonzero(outside[1:] < 1e-6)
+    return kernel[margin : len(kernel) - margin, margin : len(kernel) - margin]
+
+
+def fft_filter(image: NDArray, kernel: NDArray) -> NDArray:
+    """As `filter2d`; its cost does not grow with the kernel."""
+    height, width = image.shape[:2]
+    padded = cv2.copyMakeBorder(image, *(len(kernel) // 2,) * 4, cv2.BORDER_REFLECT_101)
+    size = [cv2.getOptimalDFTSize(n) for n in padded.shape[:2]]
+    rows = torch.fft.rfft(torch.from_numpy(kernel.astype(np.float32)), size[1])
+    transfer = torch.fft.fft(rows, size[0], dim=0).conj()
+    channels = []
+    for channel in cv2.split(padded):  # one by one they fit the cache
+        spectrum = torch.fft.rfft2(torch.from_numpy(channel), size).mul_(transfer)
+        channels.append(torch.fft.irfft2(spectrum, size)[:height, :width].numpy())
+    return cv2.merge(channels)
 
 
 @dataclass(frozen=True)
@@ -136,7 +165,7 @@ class RandomSinc:
 
 def random_odd(bounds: Sequence[int], rng: np.random.Generator) -> int:
     low, high = bounds
-    return int(rng.choice(np.arange(low, high + 1, 2)))
+    return low + 2 * int(rng.integers((high - low) // 2, endpoint=True))
 
 
 def random_beta(bounds: Sequence[float], rng: np.random.Generator) -> float:

@@ -3,24 +3,38 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import cv2
 import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Generator, Tensor
+
+from dataset.levels import to_levels
+
+
+def clip(x: NDArray) -> NDArray:
+    """To [0, 1], in place."""
+    return np.clip(x, 0, 1, out=x)
+
+
+def normal(shape: Sequence[int], rng: np.random.Generator) -> NDArray:
+    """N(0, 1), float32; torch draws it in less than half of NumPy's time, from a generator that `rng` seeds."""
+    return torch.randn(shape, generator=Generator().manual_seed(int(rng.integers(2**63)))).numpy()
 
 
 def gaussian_noise(image: NDArray, sigma: float, grey: bool, rng: np.random.Generator) -> NDArray:
     """Adds N(0, (sigma / 255)^2); grey: the same value in all channels."""
-    shape = (*image.shape[:2], 1) if grey else image.shape
-    return image + rng.standard_normal(shape, dtype=np.float32) * np.float32(sigma / 255)
+    noise = normal((*image.shape[:2], 1) if grey else image.shape, rng)
+    noise *= sigma / 255
+    return np.add(image, noise, out=None if grey else noise)
 
 
 def correlated_noise(image: NDArray, mix: NDArray, rng: np.random.Generator) -> NDArray:
     """Adds N(0, mix mix^T / 255^2) to every pixel; mix is (3, 3)."""
-    return image + rng.standard_normal(image.shape, dtype=np.float32) @ (mix.T / 255).astype(np.float32)
+    return image + normal(image.shape, rng) @ (mix.T / 255).astype(np.float32)
 
 
 def poisson_noise(image: NDArray, scale: float, grey: bool, rng: np.random.Generator) -> NDArray:
@@ -29,11 +43,53 @@ def poisson_noise(image: NDArray, scale: float, grey: bool, rng: np.random.Gener
     The number of levels, rounded up to a power of two, stands for the exposure (Real-ESRGAN's convention).
     """
     source = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)[..., None] if grey else image
-    source = np.clip(np.rint(source * 255), 0, 255)
-    levels = np.count_nonzero(np.bincount(source.astype(np.uint8).ravel(), minlength=256))
-    photons = 2 ** np.ceil(np.log2(max(levels, 2)))
-    source = source / 255
-    return image + ((rng.poisson(source * photons) / photons - source) * scale).astype(np.float32)
+    levels = to_levels(source).astype(np.uint8)
+    used = np.count_nonzero(cv2.calcHist([levels.reshape(1, -1)], [0], None, [256], [0, 256]))
+    photons = 2 ** math.ceil(math.log2(max(used, 2)))
+    noise = photon_counts(levels, photons, rng).astype(np.float32)
+    noise /= photons
+    noise -= levels / np.float32(255)
+    noise *= scale
+    return np.add(image, noise, out=None if grey else noise)
+
+
+BITS = 13  # of a uniform number, by which nearly all photon counts are looked up
+
+
+def photon_counts(levels: NDArray[np.uint8], photons: int, rng: np.random.Generator) -> NDArray[np.int16]:
+    """Poisson counts with means photons * levels / 255, by inversion; several times as fast as NumPy's, as exact."""
+    guide, cumulative = poisson_tables(photons)
+    u = rng.integers(2**16, size=levels.size, dtype=np.uint16)
+    place = levels.ravel().astype(np.intp)
+    place <<= BITS
+    place |= u >> (16 - BITS)
+    counts = guide.take(place)
+    (rest,) = np.nonzero(counts < 0)
+    level = levels.ravel()[rest].astype(np.intp)
+    found = np.searchsorted(cumulative, level + (u[rest] + rng.random(len(rest))) / 2**16)
+    counts[rest] = found - level * (len(cumulative) // 256)
+    return counts.reshape(levels.shape)
+
+
+@lru_cache(maxsize=8)
+def poisson_tables(photons: int) -> tuple[NDArray, NDArray]:
+    """What `photon_counts` looks up.
+
+    Returns:
+        guide: (256 * 2^BITS,) int16; for every level the count that the uniform numbers of each of 2^BITS intervals
+            mean, or -1 where they mean several.
+        cumulative: (256 * K,) float64, ascending; level + P(count <= k) for k < K, so that one search finds any count.
+    """
+    level = np.arange(256)[:, None]
+    mean = level / 255 * photons
+    ratios = mean / np.arange(1, 2 * photons + 64)  # of successive probabilities; less than 1e-30 lies beyond
+    probs = np.exp(-mean) * np.cumprod(np.hstack([np.ones_like(mean), ratios]), axis=1)
+    cumulative = np.minimum(np.cumsum(probs, axis=1), 1)
+    cumulative[:, -1] = 1
+    flat = (level + cumulative).ravel()
+    first = np.searchsorted(flat, level + np.arange(2**BITS + 1) / 2**BITS) - level * cumulative.shape[1]
+    guide = np.where(first[:, :-1] == first[:, 1:], first[:, :-1], -1)
+    return guide.astype(np.int16).ravel(), flat
 
 
 @dataclass(frozen=True)
@@ -44,7 +100,7 @@ class GaussianNoise:
     grey: bool
 
     def __call__(self, image: NDArray, rng: np.random.Generator) -> NDArray:
-        return np.clip(gaussian_noise(image, self.sigma, self.grey, rng), 0, 1)
+        return clip(gaussian_noise(image, self.sigma, self.grey, rng))
 
 
 @dataclass(frozen=True)
@@ -54,7 +110,7 @@ class CorrelatedNoise:
     mix: NDArray  # (3, 3)
 
     def __call__(self, image: NDArray, rng: np.random.Generator) -> NDArray:
-        return np.clip(correlated_noise(image, self.mix, rng), 0, 1)
+        return clip(correlated_noise(image, self.mix, rng))
 
 
 @dataclass(frozen=True)
@@ -65,7 +121,7 @@ class PoissonNoise:
     grey: bool
 
     def __call__(self, image: NDArray, rng: np.random.Generator) -> NDArray:
-        return np.clip(poisson_noise(image, self.scale, self.grey, rng), 0, 1)
+        return clip(poisson_noise(image, self.scale, self.grey, rng))
 
 
 @dataclass(frozen=True)
@@ -133,8 +189,8 @@ class CameraNoise:
     read: float
 
     def __call__(self, image: NDArray, rng: np.random.Generator) -> NDArray:
-        normal = torch.from_numpy(rng.standard_normal(image.shape, dtype=np.float32))
-        noisy = self.apply(torch.from_numpy(image).movedim(-1, -3), normal.movedim(-1, -3))
+        noise = torch.from_numpy(normal(image.shape, rng))
+        noisy = self.apply(torch.from_numpy(image).movedim(-1, -3), noise.movedim(-1, -3))
         return np.ascontiguousarray(noisy.movedim(-3, -1).numpy())
 
     def apply(self, image: Tensor, normal: Tensor) -> Tensor:

@@ -16,6 +16,7 @@ from tqdm import tqdm
 from dataset.files import Source
 from dataset.recipes import Recipe, Step
 from dataset.sources import ImagePairs
+from dataset.streams import StreamedPairs
 from utils.config import ConfigError, load_config
 from utils.image import ImageError
 
@@ -103,12 +104,23 @@ def _short(value: object) -> str:
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
-def quick_check(dataset: ImagePairs, effective_batch: int, samples: int = 8) -> None:
+def quick_check(dataset: ImagePairs | StreamedPairs, effective_batch: int, samples: int = 8) -> None:
     """The part that costs a training's start nothing: the size of the dataset, and a few images spread over it.
+
+    Of a stream: whether the shards are there, and the first images of two of them.
 
     Raises:
         ImageError: one of those cannot be read, unless the dataset skips such.
     """
+    if isinstance(dataset, StreamedPairs):
+        log.info("%d shards, streamed", len(dataset.urls))
+        try:
+            dataset.probe()
+        except ImageError as error:
+            if dataset.on_error == "fail":
+                raise
+            log.warning("will be skipped: %s", error)
+        return
     log.info("%d images, %.1f steps an epoch", len(dataset), len(dataset) / effective_batch)
     if len(dataset) < effective_batch:
         log.warning("the effective batch of %d shows some of the %d images twice", effective_batch, len(dataset))

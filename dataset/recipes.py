@@ -14,14 +14,11 @@ from numpy.typing import NDArray
 
 from dataset.jpeg import RandomJpeg
 from dataset.kernels import RandomBlur, RandomSinc
+from dataset.levels import round_to_8_bits
 from dataset.noise import RandomCameraNoise, RandomNoise
 from dataset.resize import RandomResize, Resize
 
 Step = Callable[[NDArray, np.random.Generator], NDArray]
-
-
-def round_to_8_bits(image: NDArray) -> NDArray:
-    return np.rint(np.clip(image, 0, 1) * 255).astype(np.float32) / np.float32(255)
 
 
 @dataclass(frozen=True)

@@ -62,4 +62,4 @@ class RandomResize:
         return Resize(round(height * factor), round(width * factor), self.random_mode(rng))
 
     def random_mode(self, rng: np.random.Generator) -> str:
-        return str(rng.choice(self.modes))
+        return self.modes[rng.integers(len(self.modes))]

@@ -1,10 +1,14 @@
-"""Datasets. An item is a dict: `hq` (3, S, S) float32 RGB in [0, 1], `lq` likewise, `prompt` a string."""
+"""Datasets. An item is a dict: `hq` (3, S, S) float32 RGB in [0, 1], `lq` likewise, `prompt` a string.
+
+Where the degradation is left to the accelerator, `seed` stands in place of `lq` (see `dataset.data_module`).
+"""
 
 import logging
 from collections.abc import Callable, Sequence
 from functools import lru_cache
 from pathlib import Path
 
+import cv2
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -19,7 +23,7 @@ from utils.image import ImageError, to_tensor
 log = logging.getLogger(__name__)
 
 Degradation = Callable[[NDArray, np.random.Generator], NDArray]
-Item = dict[str, torch.Tensor | str]
+Item = dict[str, torch.Tensor | str | int]
 
 
 class ImagePairs(Dataset):
@@ -47,6 +51,7 @@ class ImagePairs(Dataset):
         target: makes the clean crop (S, S, 3) float32 in [0, 1] into what is to be learnt, such as a sharpened one; it
             becomes `hq`, and the degradation starts from it.
         on_error: 'fail' or 'skip', for images that cannot be read.
+        defer: leaves the degradation to the data module, which applies it to whole batches on the accelerator.
     """
 
     def __init__(
@@ -62,6 +67,7 @@ class ImagePairs(Dataset):
         short_side: int | None = None,
         target: Callable[[NDArray], NDArray] | None = None,
         on_error: str = "fail",
+        defer: bool = False,
     ):
         if on_error not in ("fail", "skip"):
             raise ValueError(f"on_error must be 'fail' or 'skip', not '{on_error}'")
@@ -70,7 +76,7 @@ class ImagePairs(Dataset):
             raise ValueError("the source has ready-made pairs; set degradation to null")
         self.length = len(self.source) if limit is None else min(limit, len(self.source))
         self.crop, self.crop_size, self.flip = Crop(crop_size, crop, short_side), crop_size, flip
-        self.degradation, self.target = degradation, target
+        self.degradation, self.target, self.defer = degradation, target, defer
         self.shuffle, self.seed = shuffle, seed
         self.on_error, self.skipped = on_error, 0
 
@@ -86,7 +92,7 @@ class ImagePairs(Dataset):
         rng = np.random.default_rng((self.seed, n))
         (captions,) = rng.spawn(1)  # a generator of their own: captions do not change crops and degradations
         sample = self.source.read(self.number(n), captions)
-        return make_item(sample, rng, self.crop, self.flip, self.target, self.degradation)
+        return make_item(sample, rng, self.crop, self.flip, self.target, self.degradation, self.defer)
 
     def __getitems__(self, numbers: Sequence[int]) -> list[Item]:
         """The items of one batch; loaders prefer this to `__getitem__`.
@@ -119,16 +125,25 @@ def make_item(
     flip: bool,
     target: Callable[[NDArray], NDArray] | None,
     degradation: Degradation | None,
+    defer: bool,
 ) -> Item:
-    """Cuts a sample, mirrors half of the cuts if `flip`, makes the target, and degrades it unless there is an `lq`."""
+    """Cuts a sample, mirrors half of the cuts if `flip`, makes the target, and degrades it unless there is an `lq`.
+
+    Args:
+        defer: draws the seed of the degradation instead of degrading.
+    """
     images = crop([sample.hq] if sample.lq is None else [sample.hq, sample.lq], rng)
     if flip and rng.random() < 0.5:
-        images = [image[:, ::-1] for image in images]
-    hq, *lq = (np.ascontiguousarray(image, dtype=np.float32) / np.float32(255) for image in images)
+        images = [cv2.flip(image, 1) for image in images]
+    hq, *lq = (np.ascontiguousarray(image, dtype=np.float32) for image in images)
+    for image in (hq, *lq):
+        image /= 255
     if target is not None:
         hq = target(hq)
     item = {"hq": to_tensor(hq), "prompt": sample.prompt}
-    if degradation is not None:
+    if degradation is not None and defer:
+        item["seed"] = int(rng.integers(2**63))
+    elif degradation is not None:
         lq = [degradation(hq, rng)]
     if lq:
         item["lq"] = to_tensor(lq[0])

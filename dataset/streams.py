@@ -6,6 +6,7 @@ import itertools
 import logging
 import zlib
 from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -35,18 +36,18 @@ class StreamedPairs(IterableDataset):
       shift it.
 
     Args:
-        urls: `https://host/{000..999}.tar`, a path, or a shell command `pipe:command {000..999}.tar`, whose output is
+        source: `https://host/{000..999}.tar`, a path, or a shell command `pipe:command {000..999}.tar`, whose output is
             the shard; it is run as it stands, so take no such configuration from a stranger. One or several.
         buffer: samples of a shard that are read ahead and shuffled.
         per_shard: samples in every shard, if all have the same number.
         captions: see `dataset.files.Captions`.
         on_error: 'fail', or 'skip': unreadable images and the rest of broken shards are logged and left out.
-        crop_size, degradation, crop, flip, seed, short_side, target: as those of `dataset.sources.ImagePairs`.
+        crop_size, degradation, crop, flip, seed, short_side, target, defer: as those of `dataset.sources.ImagePairs`.
     """
 
     def __init__(
         self,
-        urls: str | list[str],
+        source: str | list[str],
         crop_size: int,
         degradation: Degradation | None = None,
         crop: str = "random",
@@ -58,12 +59,13 @@ class StreamedPairs(IterableDataset):
         captions: Mapping[str, float] | None = None,
         buffer: int = 1000,
         per_shard: int | None = None,
+        defer: bool = False,
     ):
         if on_error not in ("fail", "skip"):
             raise ValueError(f"on_error must be 'fail' or 'skip', not '{on_error}'")
-        self.urls = [url for name in ([urls] if isinstance(urls, str) else urls) for url in expand_braces(name)]
+        self.urls = [url for name in ([source] if isinstance(source, str) else source) for url in expand_braces(name)]
         self.crop, self.flip = Crop(crop_size, crop, short_side), flip
-        self.target, self.degradation = target, degradation
+        self.target, self.degradation, self.defer = target, degradation, defer
         self.seed, self.on_error, self.captions = seed, on_error, Captions(captions)
         self.buffer, self.per_shard, self.skipped = buffer, per_shard, 0
         self.rank, self.ranks, self.used, self.batch_size = 0, 1, 0, 1
@@ -73,6 +75,24 @@ class StreamedPairs(IterableDataset):
         part = copy.copy(self)
         part.rank, part.ranks, part.used, part.batch_size = rank, ranks, used, batch_size
         return part
+
+    def probe(self) -> None:
+        """Looks whether all shards on a disk are there, and makes the first item of the first and the last shard.
+
+        Raises:
+            ImageError: a shard is missing or cannot be fetched, or has no readable image; whatever `on_error` is.
+        """
+        local = [url for url in self.urls if "://" not in url and not url.startswith("pipe:")]
+        missing = [url for url in local if not Path(url).is_file()]
+        if missing:
+            raise ImageError(f"{missing[0]} does not exist ({len(missing)} of {len(self.urls)} shards); check the path")
+        strict = copy.copy(self)
+        strict.on_error = "fail"
+        for url in dict.fromkeys([self.urls[0], self.urls[-1]]):
+            sample = next(strict._samples(url), None)
+            if sample is None:
+                raise ImageError(f"no images in {url}; looked for members {', '.join(SUFFIXES)}")
+            strict._item(sample, 0)
 
     def __iter__(self) -> Iterator[Item]:
         info = get_worker_info()
@@ -121,7 +141,7 @@ class StreamedPairs(IterableDataset):
                     name = f"{url}: {sample['__key__']}"
                     yield {"name": name, "image": sample[image], "txt": sample.get("txt"), "json": sample.get("json")}
         except Exception as error:  # commands, network and tar files fail in ways of their own
-            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            reason = (str(*error.args[:1]).strip().splitlines() or [type(error).__name__])[0]
             self._skip(ImageError(f"{url} cannot be read to its end ({reason}); check that it can be fetched"))
 
     def _item(self, sample: dict, epoch: int) -> Item:
@@ -131,7 +151,7 @@ class StreamedPairs(IterableDataset):
         prompt = ""
         if self.captions.names:
             prompt = self.captions.draw(parse_texts(sample["txt"], sample["json"], sample["name"]), captions)
-        return make_item(Sample(image, prompt), rng, self.crop, self.flip, self.target, self.degradation)
+        return make_item(Sample(image, prompt), rng, self.crop, self.flip, self.target, self.degradation, self.defer)
 
     def _rng(self, epoch: int, name: str) -> np.random.Generator:
         return np.random.default_rng((self.seed, epoch, zlib.crc32(name.encode())))

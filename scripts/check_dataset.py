@@ -97,8 +97,9 @@ def main(argv: list[str] | None = None) -> int:
 
 def contact_sheet(dataset: ImagePairs, rows: int = 4, columns: int = 2) -> np.ndarray:
     """The first draws as (H, W, 3) uint8, clean and degraded side by side; prints what they are."""
+    dataset = copy.copy(dataset)
+    dataset.defer = False
     if isinstance(dataset.degradation, Recipe):
-        dataset = copy.copy(dataset)
         dataset.degradation = Recorded(dataset.degradation)
     pairs = []
     for n in range(rows * columns):

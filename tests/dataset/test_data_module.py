@@ -4,26 +4,35 @@ import numpy as np
 import pytest
 import pytorch_lightning as L
 import torch
+from skimage.data import astronaut
 from torch.utils.data import Dataset
 
+from dataset.batched import Batched
 from dataset.data_module import DataModule
 from dataset.shards import Shards, write_shard
 from dataset.sources import ImagePairs
 from dataset.streams import StreamedPairs
+from utils.config import instantiate, load_config
 from utils.image import write_png
 
 
 class Recorder(L.LightningModule):
-    """Trains one number and remembers the prompts that it saw."""
+    """Trains one number and remembers the prompts and the degraded images that it saw."""
 
     def __init__(self):
         super().__init__()
         self.weight = torch.nn.Parameter(torch.zeros(()))
         self.seen: list[list[str]] = []
+        self.lq: list[torch.Tensor] = []
+        self.validated: list[torch.Tensor] = []
 
     def training_step(self, batch: dict, _: int) -> torch.Tensor:
         self.seen.append(batch["prompt"])
+        self.lq += batch.get("lq", [])
         return self.weight.square()
+
+    def validation_step(self, batch: dict, _: int) -> None:
+        self.validated += batch["lq"]
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         return torch.optim.SGD(self.parameters(), 0.1)
@@ -79,3 +88,73 @@ def test_a_resumed_training_sees_the_batches_that_an_uninterrupted_one_does(kind
     assert len(whole) == 20
     assert first == whole[:6]
     assert rest == whole[6:]
+
+
+# Degradation on the accelerator
+
+
+RECIPE = instantiate(load_config("configs/dataset/mini.yaml").degradation)
+
+
+def deferred(photos: Path, **kwargs) -> ImagePairs:
+    return ImagePairs(photos, **{"crop_size": 48, "degradation": RECIPE, "seed": 3, "defer": True, **kwargs})
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("photos")
+    for i in range(3):
+        write_png(folder / f"{i}.png", astronaut()[80 * i : 80 * i + 64, 150:230].copy())
+    return folder
+
+
+def fit_deferred(data: DataModule, steps: int, **kwargs) -> Recorder:
+    module = Recorder()
+    quiet = dict.fromkeys(
+        ["logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary", "use_distributed_sampler"],
+        False,
+    )
+    trainer = L.Trainer(max_steps=steps, accelerator="cpu", num_sanity_val_steps=0, **quiet, **kwargs)
+    trainer.fit(module, datamodule=data)
+    return module
+
+
+def assert_same(a: list[torch.Tensor], b: list[torch.Tensor]) -> None:
+    """To rounding, which differs with the other images of a batch and may move a JPEG's coefficient by one step."""
+    assert len(a) == len(b) > 0
+    for x, y in zip(a, b, strict=True):
+        assert (x - y).abs().mean() < 0.05 / 255
+
+
+@pytest.mark.parametrize("batch_size, workers", [(1, 0), (2, 2), (6, 1)])
+def test_a_deferred_pair_depends_on_its_seed_alone(photos, batch_size, workers):
+    """Twelve draws in batches of any size are the twelve that single images of the same seeds give."""
+    dataset = deferred(photos)
+    items = [dataset[n] for n in range(12)]
+    expected = [Batched(RECIPE)(item["hq"][None], [np.random.default_rng(item["seed"])])[0] for item in items]
+    seen = fit_deferred(DataModule(dataset, batch_size=batch_size, num_workers=workers), 12 // batch_size).lq
+    assert_same(seen, expected)
+    assert len({item["seed"] for item in items}) == 12
+    for item, lq in zip(items, seen, strict=True):
+        assert 0.002 < (item["hq"] - lq).abs().mean() < 0.3
+
+
+def test_a_validation_set_has_its_own_degradation_on_the_accelerator(photos):
+    noise = {"target": "dataset.noise.RandomNoise", "params": {"sigma": [0, 0]}}
+    params = {"blur": {"target": "dataset.kernels.RandomBlur", "params": {"sizes": [7, 7], "kinds": {"iso": 1}}}}
+    params["blur"]["params"] |= {"sigma": [1, 1], "prob": 0}
+    plain = instantiate({"target": "dataset.recipes.Classical", "params": {**params, "scale": [1], "noise": noise}})
+    val = deferred(photos, degradation=plain, crop="centre", flip=False, shuffle=False, limit=2)
+    module = fit_deferred(DataModule(deferred(photos), val, batch_size=2, num_workers=0), 2, val_check_interval=2)
+    assert len(module.validated) == 2
+    for n, lq in enumerate(module.validated):  # this one changes nothing
+        torch.testing.assert_close(lq, val[n]["hq"], rtol=0, atol=1e-6)
+
+
+def test_a_stream_can_defer_too(shards):
+    pytest.importorskip("webdataset")
+    stream = StreamedPairs(f"{shards}/{{0..2}}.tar", 8, RECIPE, defer=True)
+    item = next(iter(stream))
+    assert item.keys() == {"hq", "prompt", "seed"}
+    assert next(iter(stream))["seed"] == item["seed"]
+    assert len(fit_deferred(DataModule(stream, batch_size=2, num_workers=0), 2).lq) == 4

@@ -22,6 +22,7 @@ from dataset.noise import (
     correlated_noise,
     demosaic,
     gaussian_noise,
+    photon_counts,
     poisson_noise,
 )
 from dataset.recipes import BSRGAN, Classical, FirstOrder, Mixture, SecondOrder, Step, round_to_8_bits
@@ -95,6 +96,22 @@ def test_poisson_noise_has_the_variance_of_a_photon_count(levels, photons):
         # The mean square over all pixels has a relative deviation of about (2 / n)^0.5, a bit more for rare photons.
         expected = (values / 255).mean() / photons
         assert_allclose((noise[..., channel] ** 2).mean(), expected, rtol=8 * (2 / noise[..., 0].size) ** 0.5)
+
+
+@pytest.mark.parametrize("photons", [2, 16, 256])
+@pytest.mark.parametrize("level", [0, 1, 100, 255])
+def test_photon_counts_are_poisson_distributed(photons, level):
+    """By chi-square over all counts of which at least five are expected, the rest together."""
+    n, mean = 200_000, level / 255 * photons
+    counts = photon_counts(np.full(n, level, np.uint8), photons, rng())
+    if level == 0:
+        assert not counts.any()
+        return
+    expected = n * stats.poisson.pmf(np.arange(3 * photons + 20), mean)
+    seen = np.bincount(counts, minlength=len(expected))
+    common = expected >= 5
+    observed = [*seen[common], n - seen[common].sum()]
+    assert stats.chisquare(observed, [*expected[common], n - expected[common].sum()]).pvalue > ERROR
 
 
 def test_poisson_noise_grows_with_brightness():

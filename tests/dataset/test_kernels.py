@@ -8,7 +8,18 @@ from scipy import stats
 from scipy.ndimage import correlate
 from scipy.special import j1
 
-from dataset.kernels import KINDS, RandomBlur, RandomSinc, filter2d, gaussian, plateau, random_beta, random_odd, sinc
+from dataset.kernels import (
+    KINDS,
+    RandomBlur,
+    RandomSinc,
+    filter2d,
+    gaussian,
+    plateau,
+    random_beta,
+    random_odd,
+    sinc,
+    trim,
+)
 
 GOLDEN = {
     "gauss_iso": gaussian(21, 2.0, 2.0),
@@ -100,6 +111,32 @@ def test_filtering_correlates_with_the_borders_reflected():
     blurred = filter2d(image, kernel)
     assert blurred.dtype == np.float32
     assert_allclose(blurred, expected, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "kernel",
+    [
+        gaussian(21, 2.0, 2.0),  # separable
+        np.outer([0.1, 0.6, 0.3], [0.2, 0.7, 0.1]),  # separable, asymmetric
+        gaussian(9, 3.0, 1.2, 0.7),  # summed directly
+        gaussian(21, 3.0, 1.2, 0.7),  # by FFT
+        sinc(21, 1.1),
+        gaussian(21, 0.3, 0.3),  # nearly all of it zero
+    ],
+    ids=["separable", "asymmetric", "direct", "fft", "sinc", "narrow"],
+)
+def test_all_ways_to_filter_agree_with_scipy(kernel):
+    image = np.random.default_rng(0).random((50, 37, 3), dtype=np.float32)
+    expected = np.stack([correlate(image[..., c].astype(np.float64), kernel, mode="mirror") for c in range(3)], axis=-1)
+    assert_allclose(filter2d(image, kernel), expected, rtol=0, atol=2e-6)
+
+
+def test_a_border_without_weight_is_cut_off_and_nothing_else():
+    assert trim(gaussian(21, 0.5, 0.5)).shape == (5, 5)
+    assert trim(sinc(7, 1.5, pad_to=21)).shape == (7, 7)
+    shifted = np.zeros((9, 9))
+    shifted[4, 8] = 1
+    assert trim(shifted).shape == (9, 9)
 
 
 @pytest.mark.parametrize("shape", [(1, 1, 3), (1, 7, 3), (8, 8, 3)])

@@ -11,7 +11,9 @@ from torch.utils.data import DataLoader
 
 from dataset.files import Files
 from dataset.preflight import Recorded, quick_check, scan, throughput
+from dataset.shards import write_shard
 from dataset.sources import ImagePairs
+from dataset.streams import StreamedPairs
 from utils.cli import UserError, entry_point
 from utils.config import instantiate, load_config
 from utils.image import write_png
@@ -114,6 +116,27 @@ def test_the_quick_check_tells_the_size_and_fails_by_name(photos, caplog):
         quick_check(ImagePairs(photos, 32), 2)
     quick_check(ImagePairs(photos, 32, on_error="skip"), 2)
     assert "will be skipped" in caplog.text
+
+
+def test_the_quick_check_of_a_stream_reads_its_ends_and_fails_by_name(photos, tmp_path, caplog):
+    pytest.importorskip("webdataset")
+    caplog.set_level(logging.INFO)
+    content = (photos / "2.png").read_bytes()
+    for name, samples in (("0", 3), ("1", 2), ("2", 0)):
+        write_shard(tmp_path / f"{name}.tar", [(f"{i}", {"png": content}) for i in range(samples)])
+    for urls in (f"{tmp_path}/{{0..1}}.tar", f"pipe:cat {tmp_path}/{{0..1}}.tar"):
+        quick_check(StreamedPairs(urls, 32), 2)
+        assert "2 shards, streamed" in caplog.text
+    for urls, words in (
+        (f"{tmp_path}/{{0..4}}.tar", r"3.tar does not exist \(2 of 5 shards\)"),
+        (f"{tmp_path}/{{0..2}}.tar", r"no images in .*2.tar"),
+        (f"pipe:cat {tmp_path}/{{0..3}}.tar", r"3.tar cannot be read"),
+    ):
+        with pytest.raises(UserError, match=words):
+            quick_check(StreamedPairs(urls, 32), 2)
+        caplog.clear()
+        quick_check(StreamedPairs(urls, 32, on_error="skip"), 2)
+        assert re.search(f"will be skipped: .*{words}", caplog.text)
 
 
 @pytest.mark.parametrize("workers", [0, 1])

@@ -123,6 +123,17 @@ def test_loader_processes_give_the_batches_that_one_process_gives(photos):
         assert_equal(a, b)
 
 
+def test_a_deferred_degradation_leaves_the_crop_as_it_is_and_gives_a_seed(photos):
+    at_once, deferred = pairs(photos), pairs(photos, defer=True)
+    for n in (0, 5, 20):
+        item = deferred[n]
+        assert item.keys() == {"hq", "prompt", "seed"}
+        assert torch.equal(item["hq"], at_once[n]["hq"])
+        assert pairs(photos, defer=True)[n]["seed"] == item["seed"]
+    assert len({deferred[n]["seed"] for n in range(50)}) == 50
+    assert pairs(photos, degradation=None, defer=True)[0].keys() == {"hq", "prompt"}
+
+
 # Order
 
 

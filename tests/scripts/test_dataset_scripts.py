@@ -204,3 +204,14 @@ def test_a_check_takes_the_arguments_of_a_training(photos, tmp_path, capsys):
     sizes = ["data.params.train.params.crop_size=32", "data.params.batch_size=2", "data.params.num_workers=0"]
     assert run("check_dataset", *config, *sizes, "--fast") == 0
     assert "7; 3.5 steps of 2" in capsys.readouterr().out
+
+
+def test_the_contact_sheet_shows_degradations_that_a_training_leaves_to_the_device(photos, tmp_path, capsys):
+    config = ["--config", ROOT / "configs/train/mini/stage1.yaml", f"photos={photos}", f"run_dir={tmp_path}"]
+    sizes = ["data.params.train.params.crop_size=32", "data.params.batch_size=2", "data.params.num_workers=0"]
+    options = ["degrade_on_device=true", "--fast", "--contact-sheet", tmp_path / "sheet.png"]
+    assert run("check_dataset", *config, *sizes, *options) == 0
+    assert "Jpeg(quality=" in capsys.readouterr().out
+    with Image.open(tmp_path / "sheet.png") as image:
+        clean, degraded = (np.asarray(image)[22:54, left : left + 32].astype(int) for left in (0, 36))
+    assert 2 < np.abs(clean - degraded).mean() < 80
