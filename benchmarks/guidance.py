@@ -15,11 +15,10 @@ from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from dataset.sources import ImagePairs
+from benchmarks.pairs import synthetic_pairs
 from model.restorer import Restorer
 from model.solvers import SOLVERS
 from utils.cli import entry_point
-from utils.config import instantiate, load_config
 from utils.metrics import LPIPS, psnr
 from utils.presets import load_preset
 
@@ -38,10 +37,7 @@ def main(argv: list[str] | None = None) -> int:
     args = p.parse_args(argv)
 
     restorer = Restorer.from_config(load_preset(args.preset))
-    degradation = instantiate(load_config("configs/dataset/realesrgan.yaml").degradation)
-    pairs = ImagePairs(args.input, args.size, degradation, crop="centre", flip=False, shuffle=False, limit=args.count)
-    items = [pairs[i] for i in range(len(pairs))]
-    hq, lq = (torch.stack([item[k] for item in items]) for k in ("hq", "lq"))
+    hq, lq = synthetic_pairs(args.input, args.size, args.count)
     lpips, seeds, table = LPIPS(), range(len(hq)), {}
 
     def scores(image: torch.Tensor, i_reg: torch.Tensor) -> np.ndarray:

@@ -16,10 +16,9 @@ from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from dataset.sources import ImagePairs
+from benchmarks.pairs import DEGRADATION, synthetic_pairs
 from model.restorer import Restorer
 from utils.cli import entry_point
-from utils.config import instantiate, load_config
 from utils.image import side_by_side, to_uint8, write_png
 from utils.metrics import LPIPS, psnr, ssim
 from utils.presets import load_preset
@@ -30,7 +29,7 @@ def main(argv: list[str] | None = None) -> None:
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("--input", required=True, help="folder of clean photos")
     p.add_argument("--preset", default="mini", help="as in inference.py (default: %(default)s)")
-    p.add_argument("--degradation", default="configs/dataset/realesrgan.yaml", help="its YAML (default: %(default)s)")
+    p.add_argument("--degradation", default=DEGRADATION, help="its YAML (default: %(default)s)")
     p.add_argument("--count", type=int, default=50, help="photos, in order of their names (default: %(default)s)")
     p.add_argument("--size", type=int, default=256, help="side of the crop (default: %(default)s)")
     p.add_argument("--seed", type=int, default=0, help="of degradation and sampling (default: %(default)s)")
@@ -44,10 +43,7 @@ def main(argv: list[str] | None = None) -> None:
     args = p.parse_args(argv)
 
     restorer = Restorer.from_config(load_preset(args.preset, overrides=args.overrides))
-    degradation = instantiate(load_config(args.degradation).degradation)
-    pairs = ImagePairs(
-        args.input, args.size, degradation, crop="centre", flip=False, shuffle=False, limit=args.count, seed=args.seed
-    )
+    pairs = list(zip(*synthetic_pairs(args.input, args.size, args.count, args.degradation, args.seed), strict=True))
     changes = {k: v for k, v in (("steps", args.steps), ("solver", args.solver)) if v is not None}
     scales = {scale: restorer.options(guidance_scale=scale, **changes) for scale in args.guidance_scales}
     lpips, rows = LPIPS(), {}
@@ -60,7 +56,7 @@ def main(argv: list[str] | None = None) -> None:
 
     with torch.inference_mode():
         for i in tqdm(range(len(pairs)), unit="photo"):
-            hq, lq = pairs[i]["hq"][None], pairs[i]["lq"][None]
+            hq, lq = (x[None] for x in pairs[i])
             start = time.perf_counter()
             i_reg = restorer(lq, restorer.options(stage="1")).image
             record("degraded (bicubic)", lq, i_reg, hq, 0.0)

@@ -1,20 +1,56 @@
-"""Attention, once."""
+"""Attention, once: of one sequence to another, and inside windows."""
 
 import torch.nn.functional as F
+from einops import rearrange
 from torch import Tensor
 
 
-def attention(q: Tensor, k: Tensor, v: Tensor, heads: int, bias: Tensor | None = None) -> Tensor:
-    """Multi-head scaled dot-product attention: softmax(q k^T / sqrt(d) + bias) v.
+def attention(q: Tensor, k: Tensor, v: Tensor, heads: int) -> Tensor:
+    """Multi-head scaled dot-product attention: softmax(q k^T / sqrt(d)) v.
 
     Args:
         q: (B, L, heads * d).
         k: (B, S, heads * d).
         v: (B, S, heads * d).
-        bias: added to the logits, broadcastable to (B, heads, L, S).
 
     Returns:
         (B, L, heads * d).
     """
     q, k, v = (x.unflatten(-1, (heads, -1)).transpose(1, 2) for x in (q, k, v))  # (B, heads, L or S, d)
-    return F.scaled_dot_product_attention(q, k, v, attn_mask=bias).transpose(1, 2).flatten(2)
+    return F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
+
+
+def window_attention(qkv: Tensor, heads: int, bias: Tensor, mask: Tensor | None = None) -> Tensor:
+    """Self-attention inside windows: softmax(q k^T / sqrt(d) + bias + mask) v.
+
+    Args:
+        qkv: queries, keys and values of nW windows of N tokens, (B, nW, N, 3 * heads * d).
+        bias: the same in every window, (heads, N, N).
+        mask: the same in every head, (nW, N, N), or None.
+
+    Returns:
+        (B, nW, N, heads * d).
+    """
+    q, k, v = rearrange(qkv, "b w n (three h d) -> three b w h n d", three=3, h=heads).contiguous()
+    bias, mask = bias.to(q.dtype), None if mask is None else mask[:, None].to(q.dtype)
+    if has_fused_bias(q):
+        # Windows count as heads, so that one bias serves the whole batch instead of being repeated for it.
+        bias = bias.expand(q.shape[1], -1, -1, -1) if mask is None else bias + mask
+        x = F.scaled_dot_product_attention(*(y.flatten(1, 2) for y in (q, k, v)), attn_mask=bias.flatten(0, 1))
+        x = x.view_as(q)
+    else:
+        logits = (q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2)
+        logits += bias
+        if mask is not None:
+            logits += mask
+        x = logits.softmax(-1) @ v
+    return rearrange(x, "b w h n d -> b w n (h d)")
+
+
+def has_fused_bias(x: Tensor) -> bool:
+    """Whether attention with a trained bias is fused where x is.
+
+    On the CPU the fused kernel has no gradient for the bias, and the matrices of a window fit the cache: plain products
+    are faster than it, in both directions.
+    """
+    return x.device.type != "cpu"

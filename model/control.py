@@ -46,12 +46,12 @@ class LatentBranch(ControlBase):
 
     Args:
         in_channels: channels of z_t.
-        hint_channels: channels of the condition latent.
+        hint_channels: channels of the condition latent; as many as z_t's if None.
         **encoder: see `UNetEncoder`; as the UNet's.
     """
 
-    def __init__(self, in_channels: int = 4, hint_channels: int = 4, **encoder):
-        super().__init__(in_channels=in_channels + hint_channels, **encoder)
+    def __init__(self, in_channels: int = 4, hint_channels: int | None = None, **encoder):
+        super().__init__(in_channels=in_channels + (hint_channels or in_channels), **encoder)
 
     def forward(self, z_t: Tensor, t: Tensor, condition: Condition) -> list[Tensor]:
         """z_t: (B, C, H, W), t: (B,); needs `condition.latent` -> what the UNet adds to its skips and middle."""

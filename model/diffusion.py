@@ -109,10 +109,11 @@ class Diffusion:
         a, s = self.scales(t)
         return (z_t - s * output) / a if self.prediction == "eps" else a * z_t - s * output
 
-    def training_loss(self, predict: Callable[[Tensor, Tensor], Tensor], z_0: Tensor) -> Tensor:
-        """Loss of `predict(z_t, t)` at random timesteps and noise, per image: (B,) (DDPM, algorithm 1)."""
+    def training_loss(self, predict: Callable[[Tensor, Tensor], Tensor], z_0: Tensor) -> tuple[Tensor, Tensor]:
+        """Loss of `predict(z_t, t)` at random timesteps and noise, per image, and those timesteps: (B,), (B,) (DDPM,
+        algorithm 1)."""
         t, eps = torch.randint(self.timesteps, (len(z_0),), device=z_0.device), torch.randn_like(z_0)
-        return self.loss(predict(self.diffuse(z_0, t, eps), t), z_0, t, eps)
+        return self.loss(predict(self.diffuse(z_0, t, eps), t), z_0, t, eps), t
 
     def loss(self, output: Tensor, z_0: Tensor, t: Tensor, eps: Tensor) -> Tensor:
         """Mean squared error to the target, per image: (B,)."""

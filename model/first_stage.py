@@ -5,7 +5,6 @@ from torch import Tensor
 
 from model.autoencoder import AutoencoderKL
 from model.trainable import Trainable
-from utils.metrics import LPIPS, psnr
 
 
 class AutoencoderTraining(Trainable):
@@ -26,7 +25,7 @@ class AutoencoderTraining(Trainable):
         decoder_only: bool = False,
         **kwargs,
     ):
-        super().__init__({"autoencoder": autoencoder}, {"lpips": LPIPS()}, **kwargs)
+        super().__init__({"autoencoder": autoencoder}, {}, **kwargs)
         if decoder_only:
             autoencoder.encoder.requires_grad_(False)
             autoencoder.quant_conv.requires_grad_(False)
@@ -37,7 +36,7 @@ class AutoencoderTraining(Trainable):
         q = self.trained["autoencoder"].posterior(hq)
         output = self.trained["autoencoder"].reconstruct(q.sample())
         l1 = F.l1_loss(output, hq) + F.l1_loss(F.avg_pool2d(output, 8), F.avg_pool2d(hq, 8))
-        lpips = self.frozen["lpips"](output, hq).mean()
+        lpips = self.lpips(output, hq).mean()
         kl = q.kl().mean() / q.mean[0].numel()
         loss = l1 + self.perceptual_weight * lpips + self.kl_weight * kl
         self.log_dict({"train/l1": l1, "train/lpips": lpips, "train/kl": kl})
@@ -48,12 +47,8 @@ class AutoencoderTraining(Trainable):
         hq = batch["hq"]
         q = self.trained["autoencoder"].posterior(hq)
         output = self.trained["autoencoder"].reconstruct(q.mean).clamp(0, 1)
-        scores = {
-            "val/psnr": psnr(output, hq).mean(),
-            "val/lpips": self.frozen["lpips"](output, hq).mean(),
-            "val/latent_scale": 1 / q.mean.float().std(),
-        }
-        self.log_dict(scores, prog_bar=True, batch_size=len(hq))
+        self.log_scores(output, hq)
+        self.log("val/latent_scale", 1 / q.mean.float().std(), prog_bar=True, batch_size=len(hq))
 
     def images(self, batch: dict) -> dict[str, Tensor]:
         q = self.trained["autoencoder"].posterior(batch["hq"])

@@ -48,6 +48,27 @@ def zero_module(module: nn.Module) -> nn.Module:
     return module
 
 
+def upsample_conv(x: Tensor, conv: nn.Conv2d) -> Tensor:
+    """A 3x3 convolution of x doubled by nearest neighbours, at 4/9 of its cost: (B, C, H, W) -> (B, D, 2 H, 2 W).
+
+    Of the three rows that a kernel sees, two are the same: an output row of even number sees w0 on the row above and
+    w1 + w2 on its own, one of odd number w0 + w1 and w2 on the row below. So each of the four phases is a 2x2
+    convolution of x itself.
+    """
+
+    def halves(w: Tensor, dim: int) -> list[Tensor]:
+        w0, w1, w2 = w.unbind(dim)
+        return [torch.stack([w0, w1 + w2], dim), torch.stack([w0 + w1, w2], dim)]
+
+    H, W = x.shape[-2:]
+    x, rows = F.pad(x, (1, 1, 1, 1)), []
+    for i, w_i in enumerate(halves(conv.weight, 2)):
+        shifted = [x[..., i : i + H + 1, j : j + W + 1] for j in (0, 1)]
+        phases = [F.conv2d(x_j, w, conv.bias) for x_j, w in zip(shifted, halves(w_i, 3), strict=True)]
+        rows.append(torch.stack([y.permute(0, 2, 3, 1) for y in phases], 3))  # (B, H, W, 2, D), channels last
+    return torch.stack(rows, 2).flatten(3, 4).flatten(1, 2).permute(0, 3, 1, 2)
+
+
 class Upsample(nn.Module):
     """Doubles the size by nearest neighbours, then a convolution: (B, C, H, W) -> (B, C, 2 H, 2 W)."""
 

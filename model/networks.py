@@ -31,7 +31,7 @@ def build_networks(
     only: Container[str] | None = None,
     dtypes: Mapping[str, torch.dtype] | None = None,
 ) -> dict[str, nn.Module]:
-    """Every entry of `networks`, by name, with its weights where `weights` gives some.
+    """Every entry of `networks` but the empty ones, by name, with its weights where `weights` gives some.
 
     Args:
         only: names of the networks to build; all if None.
@@ -42,7 +42,8 @@ def build_networks(
         CheckpointError: a weight file is missing or does not fit.
     """
     files = weight_files(config)
-    nodes = {name: node for name, node in config.networks.items() if only is None or name in only}
+    nodes = {name: node for name, node in config.networks.items() if node is not None}
+    nodes = {name: node for name, node in nodes.items() if only is None or name in only}
     for name in nodes:
         if name in files:
             find_weights(files[name], name)  # before anything slow

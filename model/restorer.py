@@ -185,7 +185,7 @@ class Restorer:
         Raises:
             UserError: a wrong key or value, or weights that are missing or do not fit.
         """
-        check_keys(config, ("networks",), ("weights", "diffusion", "sampling", "run_dir"))
+        check_keys(config, ("networks",), ("weights", "diffusion", "sampling", "sweep", "run_dir"))
         sampling = dict(config.get("sampling") or {})
         for name in sampling:
             if name not in Options.__dataclass_fields__:
@@ -193,7 +193,7 @@ class Restorer:
         defaults = Options(**sampling)
         stage = stage or defaults.stage
         if stage != "1":
-            check_keys(config, ("networks", "diffusion"), ("weights", "sampling", "run_dir"))
+            check_keys(config, ("networks", "diffusion"), ("weights", "sampling", "sweep", "run_dir"))
         only = {"1": ["stage1"], "2": [name for name in config.networks if name != "stage1"]}.get(stage)
         dtypes = dict.fromkeys(config.networks, PRECISIONS[precision])
         if precision == "fp16":

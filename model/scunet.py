@@ -7,11 +7,10 @@ from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
-from einops import rearrange
 from timm.layers import trunc_normal_
 from torch import Tensor, nn
 
-from model.attention import attention
+from model.attention import window_attention
 from model.swinir import relative_position_index, shift_mask, window_partition, window_reverse
 
 
@@ -32,16 +31,9 @@ class WindowAttention(nn.Module):
         H, W = x.shape[1:3]
         x = x.roll((-self.shift, -self.shift), dims=(1, 2))
         windows = window_partition(x, self.window)  # (B, nW, N, C), N = window**2
-        nW = windows.shape[1]
         bias = self.relative_position_params.flatten(1)[:, self.index]  # (heads, N, N)
-        if self.shift:
-            bias = bias + shift_mask(H, W, self.window, self.shift, x.device)[:, None]
-        else:
-            bias = bias.expand(nW, -1, -1, -1)
-        # Windows count as heads, so that one bias serves the whole batch instead of being repeated for it.
-        q, k, v = rearrange(self.embedding_layer(windows), "b w n (three c) -> three b n (w c)", three=3)
-        h = attention(q, k, v, nW * self.heads, bias.flatten(0, 1).to(q.dtype))
-        h = self.linear(rearrange(h, "b n (w c) -> b w n c", w=nW))
+        mask = shift_mask(H, W, self.window, self.shift, x.device) if self.shift else None
+        h = self.linear(window_attention(self.embedding_layer(windows), self.heads, bias, mask))
         return window_reverse(h, self.window, H, W).roll((self.shift, self.shift), dims=(1, 2))
 
 

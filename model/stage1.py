@@ -40,7 +40,7 @@ class Stage1(Trainable):
     def validation_step(self, batch: dict, _: int) -> None:
         restored = self.trained["stage1"](batch["lq"])
         self.log("val/loss", self.loss(restored, batch["hq"]), batch_size=len(restored))
-        self.log("val/psnr", psnr(restored.clamp(0, 1), batch["hq"]).mean(), prog_bar=True, batch_size=len(restored))
+        self.log_scores(restored.float().clamp(0, 1), batch["hq"])
         self.log("val/psnr_lq", psnr(batch["lq"], batch["hq"]).mean(), batch_size=len(restored))
 
     def images(self, batch: dict) -> dict[str, Tensor]:

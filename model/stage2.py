@@ -10,7 +10,6 @@ from model.condition import Condition
 from model.diffusion import Diffusion
 from model.restorer import Options, Restorer, Result
 from model.trainable import Trainable
-from utils.metrics import psnr
 
 
 class Stage2(Trainable):
@@ -25,7 +24,8 @@ class Stage2(Trainable):
         text_encoder: frozen.
         diffusion: schedule and target.
         stage1: frozen; None conditions on the degraded image itself (ablation).
-        train_unet: trains the UNet along with the branch; for priors too weak to be steered from outside.
+        train_unet: trains the UNet along with the branch, for priors too weak to be steered from outside; 'decoder'
+            trains only its up path and output (ablation; ControlNet calls it unlocked).
         noise_aug: conditions are noised to a timestep drawn from 0 .. noise_aug - 1 (v2.1); 0 leaves them clean.
         init_branch: starts the branch from the UNet; off where `weights.branch` gives one to go on from.
         solver, steps: how the logged samples are made.
@@ -39,19 +39,25 @@ class Stage2(Trainable):
         text_encoder: nn.Module,
         diffusion: Diffusion,
         stage1: nn.Module | None = None,
-        train_unet: bool = False,
+        train_unet: bool | str = False,
         init_branch: bool = True,
         noise_aug: int = 0,
         solver: str = "ddim",
         steps: int = 10,
         **kwargs,
     ):
+        if train_unet not in (True, False, "decoder"):
+            raise ValueError(f"train_unet must be true, false or decoder, not '{train_unet}'")
         if init_branch:
             branch.init_from(unet)
         trained, frozen = {"branch": branch}, {"autoencoder": autoencoder, "text_encoder": text_encoder}
         (trained if train_unet else frozen)["unet"] = unet
         frozen["stage1"] = nn.Identity() if stage1 is None else stage1
         super().__init__(trained, frozen, **kwargs)
+        if train_unet == "decoder":
+            unet.requires_grad_(False)
+            for part in (unet.output_blocks, unet.out):
+                part.requires_grad_(True)
         self.diffusion, self.solver, self.steps, self.noise_aug = diffusion, solver, steps, noise_aug
 
     @property
@@ -67,7 +73,8 @@ class Stage2(Trainable):
         latent = self.frozen["autoencoder"].encode(i_reg).float()
         return Condition(latent, self.frozen["text_encoder"](batch["prompt"]), i_reg)
 
-    def losses(self, batch: dict) -> Tensor:
+    def losses(self, batch: dict) -> tuple[Tensor, Tensor]:
+        """Per image, and the timesteps that were drawn: (B,), (B,)."""
         condition = self.condition(batch)
         with torch.no_grad():
             z_0 = self.frozen["autoencoder"].encode(batch["hq"], sample=True).float()
@@ -78,15 +85,16 @@ class Stage2(Trainable):
         network = self.restorer.network
         return self.diffusion.training_loss(lambda z_t, t: network(z_t, t, condition), z_0)
 
-    def training_step(self, batch: dict, _: int) -> Tensor:
-        loss = self.losses(batch).mean()
+    def training_step(self, batch: dict, _: int) -> dict[str, Tensor]:
+        losses, t = self.losses(batch)
+        loss = losses.mean()
         self.log("train/loss", loss, prog_bar=True)
-        return loss
+        return {"loss": loss, "losses": losses.detach(), "t": t}
 
     def validation_step(self, batch: dict, _: int) -> None:
         restored, size = self.restore(batch).image.to(self.device), len(batch["hq"])
-        self.log("val/loss", self.losses(batch).mean(), prog_bar=True, batch_size=size)
-        self.log("val/psnr", psnr(restored, batch["hq"]).mean(), prog_bar=True, batch_size=size)
+        self.log("val/loss", self.losses(batch)[0].mean(), prog_bar=True, batch_size=size)
+        self.log_scores(restored, batch["hq"])
 
     def restore(self, batch: dict) -> Result:
         """Samples the way inference does, the same noise every time."""

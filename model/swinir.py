@@ -14,8 +14,8 @@ from timm.layers import DropPath, trunc_normal_
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from model.attention import attention
-from model.layers import pad_to_multiple, zero_module
+from model.attention import window_attention
+from model.layers import pad_to_multiple, upsample_conv, zero_module
 
 RGB_MEAN = (0.4488, 0.4371, 0.4040)  # of DIV2K, subtracted by every published SwinIR
 HEADS = ("pixelshuffle", "pixelshuffledirect", "nearest+conv", "")
@@ -66,14 +66,10 @@ class WindowAttention(nn.Module):
 
     def forward(self, x: Tensor, mask: Tensor | None) -> Tensor:
         """x: (B, nW, N, C), N = window**2; mask: (nW, N, N) or None."""
-        nW, N = x.shape[1:3]
+        N = x.shape[2]
         bias = self.relative_position_bias_table[self.relative_position_index.flatten()]
-        bias = bias.view(N, N, self.heads).permute(2, 0, 1)  # (heads, N, N)
-        bias = bias + mask[:, None] if mask is not None else bias.expand(nW, -1, -1, -1)
-        # Windows count as heads, so that one bias serves the whole batch instead of being repeated for it.
-        q, k, v = rearrange(self.qkv(x), "b w n (three c) -> three b n (w c)", three=3)
-        x = attention(q, k, v, nW * self.heads, bias.flatten(0, 1).to(q.dtype))
-        return self.proj(rearrange(x, "b n (w c) -> b w n c", w=nW))
+        bias = bias.view(N, N, self.heads).permute(2, 0, 1).contiguous()  # (heads, N, N)
+        return self.proj(window_attention(self.qkv(x), self.heads, bias, mask))
 
 
 class Mlp(nn.Module):
@@ -293,8 +289,7 @@ class SwinIR(nn.Module):
 
     def upsample_nearest(self, x: Tensor) -> Tensor:
         for i in range(self.doublings):
-            x = F.interpolate(x, scale_factor=2.0, mode="nearest")
-            x = F.leaky_relu(self.get_submodule(f"conv_up{i + 1}")(x), 0.2)
+            x = F.leaky_relu(upsample_conv(x, self.get_submodule(f"conv_up{i + 1}")), 0.2)
         return self.conv_last(F.leaky_relu(self.conv_hr(x), 0.2))
 
     def forward(self, image: Tensor) -> Tensor:

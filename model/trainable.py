@@ -9,6 +9,8 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
+from utils.metrics import LPIPS, psnr, ssim
+
 
 class Trainable(L.LightningModule):
     """Base of the training modules; a subclass is only encode, loss, log.
@@ -32,6 +34,7 @@ class Trainable(L.LightningModule):
         super().__init__()
         self.trained, self.frozen = nn.ModuleDict(trained), nn.ModuleDict(frozen)
         self.frozen.requires_grad_(False)
+        self.lpips = LPIPS()
         self.optimizer, self.lr_schedule, self.seed = optimizer, lr_schedule, seed
         self.strict_loading = False  # checkpoints leave out what is frozen
 
@@ -56,7 +59,14 @@ class Trainable(L.LightningModule):
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         # Noise follows from the step, not from what happened before: a resumed run draws what it would have drawn.
-        torch.manual_seed((self.seed * 1_000_003 + batch_idx) * 65_537 + self.global_rank)
+        accumulated = self.trainer.accumulate_grad_batches
+        number = self.trainer.global_step * accumulated + batch_idx % accumulated
+        torch.manual_seed((self.seed * 1_000_003 + number) * 65_537 + self.global_rank)
+
+    def log_scores(self, x: Tensor, y: Tensor) -> None:
+        """Logs validation PSNR, SSIM and LPIPS of x, (B, 3, H, W) in [0, 1], against y."""
+        scores = {"psnr": psnr(x, y), "ssim": ssim(x, y), "lpips": self.lpips(x, y)}
+        self.log_dict({f"val/{k}": v.mean() for k, v in scores.items()}, prog_bar=True, batch_size=len(x))
 
     def images(self, batch: dict[str, Any]) -> dict[str, Tensor]:
         """Pictures of one validation batch for the logs: title -> (B, 3, H, W) in [0, 1]."""

@@ -13,6 +13,8 @@ import torch
 from omegaconf import OmegaConf
 from safetensors.torch import load_file
 
+from dataset.batched import Batched
+from dataset.recipes import Recipe
 from utils.config import load_config
 from utils.training import find_checkpoint, main, train
 
@@ -57,6 +59,15 @@ def test_two_steps_of_every_trainer(name, tmp_path):
     facts = OmegaConf.load(tmp_path / "run.yaml")
     assert facts.effective_batch == 2
     assert OmegaConf.load(tmp_path / "config.yaml").trainer.params.max_steps == 2
+
+
+def test_images_are_degraded_on_the_device_if_that_is_asked_for(tmp_path, monkeypatch):
+    degraded = []
+    monkeypatch.setattr(Recipe, "__call__", lambda *_: pytest.fail("degraded in the loader"))
+    apply = Batched.__call__
+    monkeypatch.setattr(Batched, "__call__", lambda self, hq, rngs: degraded.append(len(hq)) or apply(self, hq, rngs))
+    run("stage1", tmp_path, 2, "degrade_on_device=true")
+    assert degraded == [2, 2, 2]  # two training batches, one for validation
 
 
 @pytest.mark.parametrize("name", TRAININGS)

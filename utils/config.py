@@ -33,6 +33,8 @@ LIBRARIES = (
     "pytorch_lightning",
     "pytorch_lightning.callbacks",
     "pytorch_lightning.loggers",
+    "pytorch_lightning.strategies",
+    "bitsandbytes.optim",
 )
 
 
@@ -193,6 +195,8 @@ def _locate(name: Any, path: str) -> type:
     except ModuleNotFoundError as error:
         if not f"{module_name}.".startswith(f"{error.name}."):
             raise  # the module is there, but not a package that it needs
+        if error.name == package:
+            raise ConfigError(f"{path}: '{name}' needs the package {package}; pip install {package}") from error
         raise ConfigError(f"{path}: there is no '{name}'; check the spelling") from error
     except AttributeError as error:
         raise ConfigError(f"{path}: there is no '{name}'; check the spelling") from error

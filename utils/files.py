@@ -1,10 +1,14 @@
 """Files and folders that appear whole or not at all."""
 
+import errno
 import os
+import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 @contextmanager
@@ -24,3 +28,17 @@ def replacing(path: str | Path) -> Iterator[Path]:
             shutil.rmtree(part)
         else:
             part.unlink(missing_ok=True)
+
+
+def no_room(error: BaseException | None) -> str | None:
+    """What the system said if an error comes from a full disk, a quota or a limit of file sizes; else None.
+
+    torch and safetensors raise errors of their own then, with the system's number behind or in them.
+    """
+    while error is not None:
+        number = re.search(r"\(os error (\d+)\)", str(error))
+        code = int(number[1]) if number else getattr(error, "errno", None)
+        if code in NO_ROOM:
+            return os.strerror(code)
+        error = error.__cause__ or error.__context__
+    return None

@@ -65,7 +65,7 @@ def read_rgb(file: str | Path | BinaryIO, name: str | None = None) -> NDArray[np
     try:
         with Image.open(file) as image:
             image.load()
-            image = ImageOps.exif_transpose(image)
+            ImageOps.exif_transpose(image, in_place=True)
             if image.mode.startswith(("I", "F")):  # 16-bit greyscale; Pillow would clip instead of scale
                 grey = np.asarray(image, dtype=np.float32).clip(min=0)
                 white = 1.0 if image.mode == "F" and grey.max() <= 1 else max(65535.0, grey.max())
@@ -93,7 +93,7 @@ def _to_srgb(image: Image.Image) -> Image.Image:
             return ImageCms.profileToProfile(image, source, ImageCms.createProfile("sRGB"), outputMode="RGB")
         except (ImageCms.PyCMSError, OSError):
             pass  # a broken profile: the pixel values as they stand are the best guess
-    return image.convert("RGB")
+    return image if image.mode == "RGB" else image.convert("RGB")  # a copy of a large photo takes long
 
 
 def write_png(path: str | Path, rgb: NDArray[np.uint8]) -> None:
@@ -110,8 +110,8 @@ def write_png(path: str | Path, rgb: NDArray[np.uint8]) -> None:
 
 def to_tensor(rgb: NDArray) -> Tensor:
     """(H, W, 3) uint8, or float in [0, 1] -> (3, H, W) float32 in [0, 1]."""
-    scale = 255 if rgb.dtype == np.uint8 else 1
-    return torch.from_numpy(np.ascontiguousarray(rgb.transpose(2, 0, 1), dtype=np.float32) / np.float32(scale))
+    x = torch.from_numpy(np.array(rgb.transpose(2, 0, 1), dtype=np.float32, order="C"))
+    return x.div_(255) if rgb.dtype == np.uint8 else x
 
 
 def to_uint8(image: Tensor) -> NDArray[np.uint8]:

@@ -3,27 +3,36 @@
 import argparse
 import logging
 import shlex
+import shutil
 import subprocess
 import sys
+import warnings
 from importlib.metadata import version
 from pathlib import Path
 
 import pytorch_lightning as L
 import torch
 from omegaconf import DictConfig, OmegaConf
+from pytorch_lightning.strategies import FSDPStrategy, ModelParallelStrategy
+from pytorch_lightning.utilities import rank_zero_only
 
 from dataset.preflight import quick_check
-from dataset.sources import ImagePairs
 from model.networks import build_networks
+from model.restorer import PRECISIONS
+from model.trainable import Trainable
+from utils.callbacks import Monitor, peak_bytes
 from utils.cli import UserError, entry_point
 from utils.config import ROOT, check_keys, instantiate, load_config
+from utils.files import no_room
+from utils.guards import Stop
 
 log = logging.getLogger(__name__)
 
 REQUIRED = ("networks", "module", "data", "trainer", "run_dir", "seed")
 OPTIONAL = (
-    *("weights", "diffusion", "recipes", "degradation", "optimizer", "lr_schedule", "lr"),
+    *("weights", "diffusion", "recipes", "degradation", "degrade_on_device", "optimizer", "lr_schedule", "lr"),
     *("photos", "val_photos", "resume", "crop_size", "validate_every", "checkpoint_every", "ema_decay"),
+    *("frozen_dtype", "compile"),
 )
 PACKAGES = ("torch", "torchvision", "pytorch-lightning", "numpy", "opencv-python", "timm")
 
@@ -37,18 +46,35 @@ def main(description: str, default_config: str, argv: list[str] | None = None) -
         "resume=auto goes on from the newest checkpoint of run_dir, resume=FILE from that one.",
     )
     parser.add_argument("--config", default=default_config, help="YAML of the run (default: %(default)s)")
+    parser.add_argument(
+        "--dry-run",
+        action="store_true",
+        help="two batches through training, validation, pictures and a checkpoint; says what the whole run will take",
+    )
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="changes to the YAML, merged last")
     args = parser.parse_args(argv)
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    logging.basicConfig(level=logging.WARNING if rank_zero_only.rank else logging.INFO, format="%(message)s")
     logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
-    train(load_config(args.config, args.overrides))
+    for expected in (
+        "You're resuming from a checkpoint that ended before",  # the data module goes on where the run stopped
+        r"Found \d+ module\(s\) in eval mode",  # the frozen ones
+    ):
+        warnings.filterwarnings("ignore", expected)
+    if args.dry_run:
+        dry_run(args.config, args.overrides)
+    else:
+        config = load_config(args.config, args.overrides)
+        trainer = train(config)
+        log.info("done after step %d: weights for inference are in %s/weights", trainer.global_step, config.run_dir)
 
 
-def train(config: DictConfig) -> None:
+def train(config: DictConfig) -> L.Trainer:
     """Runs one training to its last step, or from where `resume` says.
 
     Raises:
-        UserError: a bad key, an empty folder, a missing weight file or checkpoint; before any long work.
+        UserError: a bad key, an empty folder, a missing weight file or checkpoint, before any long work; later on, an
+            unreadable image, too many losses that aren't finite, a full disk.
+        Stop: a signal asked for it; the checkpoint is saved.
     """
     check_keys(config, REQUIRED, OPTIONAL)
     L.seed_everything(config.seed, verbose=False)
@@ -56,14 +82,19 @@ def train(config: DictConfig) -> None:
     checkpoint = find_checkpoint(run_dir, config.get("resume"))
 
     data = instantiate(config.data, "data")
-    extras = {"diffusion": instantiate(config.diffusion, "diffusion")} if "diffusion" in config else {}
-    module = instantiate(config.module, "module")(**build_networks(config), **extras, seed=config.seed)
-    module.to(memory_format=torch.channels_last)
+    module = build_module(config)
     trainer = instantiate(config.trainer, "trainer")
+    if emulates_bf16(trainer) and not config.get("frozen_dtype"):
+        log.warning("this CPU has no instructions for bf16 and would take several times as long: training in float32")
+        config.trainer.params.precision = "32-true"
+        trainer = instantiate(config.trainer, "trainer")
+    if isinstance(trainer.strategy, FSDPStrategy | ModelParallelStrategy):
+        raise UserError(
+            "trainer.params.strategy: averages and exports need whole weights, not shards of them; take ddp"
+        )
 
     effective_batch = data.effective_batch(trainer)
-    if isinstance(data.train, ImagePairs):  # of a stream nothing is known beforehand
-        quick_check(data.train, effective_batch)
+    quick_check(data.train, effective_batch)
     trained = sum(p.numel() for p in module.parameters() if p.requires_grad)
     record_run(config, run_dir, {"effective_batch": effective_batch, "trained_parameters": trained})
     log.info("%s: %.2f M trained parameters, effective batch %d", run_dir, trained / 1e6, effective_batch)
@@ -71,11 +102,86 @@ def train(config: DictConfig) -> None:
         log.info("going on from %s", checkpoint)
     try:
         trainer.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True)
-    except SystemExit as exit:  # what Lightning makes of Ctrl-C, once the checkpoint is saved
+    except Stop:
         log.info("stopped at step %d; the same command with resume=auto goes on from there", trainer.global_step)
+        raise
+    except SystemExit as exit:  # what Lightning makes of a second Ctrl-C
         raise KeyboardInterrupt from exit
-    trainer.save_checkpoint(run_dir / "checkpoints" / f"{trainer.global_step:07d}.ckpt")
-    log.info("done after step %d: weights for inference are in %s", trainer.global_step, run_dir / "weights")
+    except Exception as error:
+        reason = no_room(error)
+        if reason is None:
+            raise
+        good = find_checkpoint(run_dir, "auto")
+        raise UserError(
+            f"{run_dir} cannot be written to ({reason}); make room, then resume=auto goes on "
+            + (f"from {good}" if good else "from the start, for there is no checkpoint yet")
+        ) from error
+    return trainer
+
+
+def emulates_bf16(trainer: L.Trainer) -> bool:
+    """Whether it would compute in bf16 on a CPU that cannot."""
+    on_cpu = trainer.strategy.root_device.type == "cpu"
+    return on_cpu and trainer.precision == "bf16-mixed" and not torch.ops.mkldnn._is_mkldnn_bf16_supported()
+
+
+def build_module(config: DictConfig) -> Trainable:
+    """The networks with their weights, and what trains them."""
+    extras = {"diffusion": instantiate(config.diffusion, "diffusion")} if "diffusion" in config else {}
+    module = instantiate(config.module, "module")(**build_networks(config), **extras, seed=config.seed)
+    module.to(memory_format=torch.channels_last)
+    if dtype := config.get("frozen_dtype"):
+        if dtype not in PRECISIONS:
+            raise UserError(f"frozen_dtype must be one of {', '.join(PRECISIONS)}, not '{dtype}'")
+        module.frozen.to(PRECISIONS[dtype])
+    if options := config.get("compile"):
+        for network in module.trained.values():  # in place, so that no name changes
+            network.compile(**({} if options is True else options))
+    return module
+
+
+def dry_run(path: str, overrides: list[str]) -> None:
+    """Runs two batches through everything that a training does, and says what the whole of it will take."""
+    whole = load_config(path, overrides)
+    folder = Path(whole.run_dir) / "dry_run"
+    short = {"max_steps": 2, "val_check_interval": 2, "limit_val_batches": 2, "accumulate_grad_batches": 1}
+    overrides = [*overrides, *(f"trainer.params.{key}={value}" for key, value in short.items())]
+    try:
+        trainer = train(load_config(path, [*overrides, f"run_dir={folder}", "resume=null"]))
+        (checkpoint,) = (folder / "checkpoints").glob("*.ckpt")
+        log.info("%s", estimate(whole, trainer, checkpoint.stat().st_size))
+    finally:
+        if rank_zero_only.rank == 0:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def estimate(config: DictConfig, trainer: L.Trainer, checkpoint: int) -> str:
+    """Time and memory of a whole run, from the second step and the validation of a dry one.
+
+    Args:
+        config: the whole run's.
+        checkpoint: bytes of one.
+    """
+    (monitor,) = (callback for callback in trainer.callbacks if isinstance(callback, Monitor))
+    waited, busy, _ = monitor.recent[-1]
+    params = config.trainer.params
+    step = (waited + busy) * params.get("accumulate_grad_batches", 1)
+    loader = trainer.datamodule.val_dataloader()
+    validation = monitor.validation * len(loader) / min(2, len(loader)) if loader else 0.0
+    validations = params.max_steps // params.val_check_interval
+    hours = (step * params.max_steps + validation * validations) / 3600
+    device = trainer.strategy.root_device
+    memory = f"{peak_bytes(device) / 1e9:.2f} GB"
+    if device.type == "cuda":
+        memory += f" of {torch.cuda.mem_get_info(device)[1] / 1e9:.1f} GB"
+    return (
+        f"dry run of training, validation, pictures and checkpoint: everything ran\n"
+        f"  a step: {step:.2f} s, {waited / (waited + busy):.0%} of it waiting for data\n"
+        f"  a validation: {validation:.1f} s\n"
+        f"  the whole run: {hours:.1f} hours for {params.max_steps} steps and {validations} validations\n"
+        f"  peak memory: {memory} on {device}\n"
+        f"  a checkpoint: {checkpoint / 1e9:.2f} GB"
+    )
 
 
 def find_checkpoint(run_dir: Path, resume: str | None) -> Path | None:
@@ -100,9 +206,12 @@ def is_intact(checkpoint: Path) -> bool:
     return True
 
 
+@rank_zero_only
 def record_run(config: DictConfig, run_dir: Path, facts: dict) -> None:
     """Writes the resolved configuration, and how the run was started, into the run folder."""
     run_dir.mkdir(parents=True, exist_ok=True)
+    for part in (run_dir / "checkpoints").glob(".*.part"):
+        part.unlink()  # what a killed run was writing
     OmegaConf.save(config, run_dir / "config.yaml")
     commit = subprocess.run(["git", "describe", "--always", "--dirty"], cwd=ROOT, capture_output=True, text=True)
     run = {

@@ -1,0 +1,91 @@
+"""Trainings of tiny networks, in this process or another, and what they leave."""
+
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+
+from utils.config import load_config
+from utils.training import train
+
+ROOT = Path(__file__).parents[1]
+N = 3
+PHOTOS = str(ROOT / "inputs/demo")
+TINY = [
+    "data.params.batch_size=2",
+    "data.params.num_workers=1",
+    "data.params.train.params.crop_size=32",
+    "data.params.val.params.crop_size=32",
+    "data.params.val.params.limit=2",
+    "trainer.params.log_every_n_steps=1",
+]
+STAGES = {
+    "stage1": ["networks.stage1.params.depths=[2]", "networks.stage1.params.num_heads=[2]"],
+    "stage2": [
+        "weights.stage1=null",
+        "weights.autoencoder=null",
+        "weights.unet=null",
+        "networks.stage1.params.depths=[2]",
+        "networks.stage1.params.num_heads=[2]",
+        "networks.autoencoder.params.channels=8",
+        "networks.unet.params.model_channels=16",
+        "networks.unet.params.head_channels=16",
+        "module.params.steps=2",
+    ],
+}
+
+
+def settings(stage: str, run_dir: Path, steps: int, *overrides: str) -> list[str]:
+    values = {
+        "photos": PHOTOS,
+        "run_dir": run_dir,
+        "trainer.params.max_steps": steps,
+        "checkpoint_every": N,
+        "validate_every": steps,
+    }
+    return [*(f"{k}={v}" for k, v in values.items()), *TINY, *STAGES[stage], *overrides]
+
+
+def run(stage: str, *args, **kwargs) -> None:
+    train(load_config(ROOT / f"configs/train/mini/{stage}.yaml", settings(stage, *args, **kwargs)))
+
+
+@contextmanager
+def process(stage: str, *args, **kwargs) -> Iterator[subprocess.Popen]:
+    command = [sys.executable, f"train_{stage}.py", *settings(stage, *args)]
+    options = {"cwd": ROOT, "stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True, **kwargs}
+    running = subprocess.Popen(command, **options)
+    try:
+        yield running
+    finally:
+        running.kill()
+        running.wait()
+
+
+def wait_for(run_dir: Path, step: int, running: subprocess.Popen) -> None:
+    deadline = time.monotonic() + 120
+    while not (run_dir / "checkpoints" / f"{step:07d}.ckpt").exists():
+        assert running.poll() is None, running.communicate()[0]
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+
+
+def state(run_dir: Path, step: int) -> dict:
+    return torch.load(run_dir / "checkpoints" / f"{step:07d}.ckpt", weights_only=True)
+
+
+def assert_equal(a: object, b: object, name: str) -> None:
+    assert type(a) is type(b), name
+    if isinstance(a, torch.Tensor):
+        assert torch.equal(a, b), name
+    elif isinstance(a, dict | list):
+        pairs = [*(a.items() if isinstance(a, dict) else enumerate(a))]
+        assert len(a) == len(b), name
+        for key, value in pairs:
+            assert_equal(value, b[key], f"{name}.{key}")
+    else:
+        assert a == b, name

@@ -1,0 +1,56 @@
+"""Every training configuration runs from end to end, its networks made tiny."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from utils.config import load_config, read_config
+from utils.training import main
+
+ROOT = Path(__file__).parents[1]
+CONFIGS = [
+    path
+    for folder in ("train", "ablation")
+    for path in sorted((ROOT / "configs" / folder).rglob("*.yaml"))
+    if "module" in read_config(path)  # base.yaml is a part, and what only restores isn't trained
+]
+TINY = {
+    "stage1": {"embed_dim": 12, "depths": [1, 1], "num_heads": [2, 2], "num_feat": 8},
+    "autoencoder": {"channels": 32, "num_res_blocks": 1},
+    "unet": {"model_channels": 32, "head_channels": 16, "num_res_blocks": 1},
+    "text_encoder": {"width": 32, "layers": 2, "heads": 2},
+}
+
+
+def tiny(path: Path, run_dir: Path) -> list[str]:
+    config = load_config(path, ["photos=inputs/demo"])
+    sized = [name for name, node in config.networks.items() if node and "params" in node]
+    params = {f"networks.{name}": TINY[name] for name in TINY if name in sized}
+    if "diffusion" in config:
+        params["module"] = {"steps": 2}
+    params["data"] = {"batch_size": 1, "num_workers": 0}
+    params["data.params.train"] = {"crop_size": 64}
+    params["data.params.val"] = {"crop_size": 64, "limit": 3}
+    overrides = [f"{node}.params.{key}={value}" for node, values in params.items() for key, value in values.items()]
+    return [
+        "photos=inputs/demo",
+        f"run_dir={run_dir}",
+        *(f"weights.{name}=null" for name in config.weights),
+        *overrides,
+    ]
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: str(path.relative_to(ROOT / "configs")))
+def test_a_dry_run_goes_through_everything_and_leaves_nothing(path, tmp_path, capsys, caplog):
+    caplog.set_level("INFO")
+    (tmp_path / "checkpoints").mkdir()
+    (tmp_path / "checkpoints/0000001.ckpt").write_bytes(b"of the real run")
+    assert main("", str(path), [*tiny(path, tmp_path), "--dry-run"]) == 0, capsys.readouterr().err
+    config = load_config(path, ["photos=inputs/demo"])
+    steps = config.trainer.params.max_steps
+    assert f"{steps} steps and {steps // config.validate_every} validations" in caplog.text
+    assert "everything ran" in caplog.text
+    memory = float(re.search(r"peak memory: ([\d.]+) GB", caplog.text)[1])
+    assert 0.2 < memory < 20
+    assert [p.name for p in tmp_path.rglob("*")] == ["checkpoints", "0000001.ckpt"]

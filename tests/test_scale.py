@@ -1,0 +1,145 @@
+"""Two processes on the CPU, with the environment that torchrun gives: gradients, uneven data, errors and signals."""
+
+import multiprocessing
+import os
+import signal
+import socket
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch.testing import assert_close
+
+from dataset.shards import write_shard
+from tests.runs import PHOTOS, ROOT, N, run, settings, state
+from utils.training import find_checkpoint, main
+
+DDP = ["trainer.params.accelerator=cpu", "trainer.params.strategy=ddp", "trainer.params.devices=2"]
+ENDLESS = ["lr_schedule=null", "validate_every=1000000"]
+LIMIT = 300  # seconds after which a test counts as hanging
+
+
+class Ranks:
+    """Two processes with the environment that torchrun gives, each writing its output to a file of its own."""
+
+    def __init__(self, folder: Path, stage: str, *args):
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        folder.mkdir(parents=True, exist_ok=True)
+        self.files = [folder / f"rank{rank}.txt" for rank in range(2)]
+        # Forked: importing everything again would take most of the time.
+        fork = multiprocessing.get_context("fork")
+        argv = ["--config", str(ROOT / f"configs/train/mini/{stage}.yaml"), *settings(stage, *args), *DDP]
+        self.processes = [fork.Process(target=self.train, args=(rank, port, argv)) for rank in range(2)]
+        for process in self.processes:
+            process.start()
+
+    def train(self, rank: int, port: int, argv: list[str]) -> None:
+        os.environ |= {
+            "TORCHELASTIC_RUN_ID": "test",
+            "MASTER_ADDR": "127.0.0.1",
+            "MASTER_PORT": str(port),
+            "WORLD_SIZE": "2",
+            "LOCAL_WORLD_SIZE": "2",
+            "RANK": str(rank),
+            "LOCAL_RANK": str(rank),
+            "GROUP_RANK": "0",
+        }
+        torch.set_num_threads(1)
+        sys.stdout = sys.stderr = self.files[rank].open("w", buffering=1)
+        sys.exit(main("", "", argv))
+
+    def wait(self) -> list[int]:
+        """Exit statuses."""
+        deadline = time.monotonic() + LIMIT
+        for process in self.processes:
+            process.join(max(0, deadline - time.monotonic()))
+        hanging = [process for process in self.processes if process.is_alive()]
+        for process in hanging:
+            process.kill()
+        assert not hanging, self.output
+        return [process.exitcode for process in self.processes]
+
+    def wait_for(self, run_dir: Path, step: int) -> None:
+        """Until there is a checkpoint of this step."""
+        while not (run_dir / "checkpoints" / f"{step:07d}.ckpt").exists():
+            assert all(process.is_alive() for process in self.processes), self.output
+            time.sleep(0.01)
+
+    @property
+    def output(self) -> str:
+        return "\n".join(file.read_text() for file in self.files)
+
+
+def test_two_half_batches_give_the_gradient_of_the_whole_one(tmp_path):
+    """After one step of SGD at rate 1, weights before - weights after."""
+    start = ROOT / "weights/mini/stage1.safetensors"
+    options = [
+        f"weights.stage1={start}",
+        "networks.stage1.params.depths=[4,4,4]",
+        "networks.stage1.params.num_heads=[3,3,3]",
+        "module.params.loss=l2",
+        "optimizer={target: torch.optim.SGD, partial: true, params: {lr: 1.0}}",
+        "module.params.lr_schedule=null",
+        "trainer.params.gradient_clip_val=null",
+        "trainer.params.precision=32-true",
+    ]
+    ranks = Ranks(tmp_path, "stage1", tmp_path / "two", 1, *options, "data.params.batch_size=2")
+    assert ranks.wait() == [0, 0], ranks.output
+    run("stage1", tmp_path / "one", 1, *options, "data.params.batch_size=4")
+    before = {f"trained.stage1.{k}": v.float() for k, v in load_file(start).items()}
+    one, two = (state(tmp_path / name, 1)["state_dict"] for name in ("one", "two"))
+    gradients = [before[k] - one[k] for k in one]
+    assert max(g.abs().max() for g in gradients) > 1e-3
+    for k in one:
+        assert_close(one[k], two[k], rtol=0, atol=1e-6)
+
+
+def write_shards(folder: Path, *counts: int) -> None:
+    photo = (Path(PHOTOS) / "hedgehog-small.jpg").read_bytes()
+    for number, count in enumerate(counts):
+        write_shard(folder / f"{number}.tar", [(f"{number}{i}", {"jpg": photo}) for i in range(count)])
+
+
+@pytest.mark.parametrize("read", ["at random", "as a stream"])
+def test_uneven_shards_do_not_hang(read, tmp_path):
+    """One rank's shard is read five times while the other's is read once."""
+    write_shards(tmp_path / "shards", 5, 1)
+    options = [f"photos={tmp_path}/shards"]
+    if read == "as a stream":
+        pytest.importorskip("webdataset")
+        urls = f"'{tmp_path}/shards/{{0..1}}.tar'"
+        params = f"{{source: {urls}, crop_size: 32, degradation: '${{degradation}}'}}"
+        options.append(f"data.params.train={{target: dataset.streams.StreamedPairs, params: {params}}}")
+        options.append(f"val_photos={PHOTOS}")
+    ranks = Ranks(tmp_path, "stage2", tmp_path / "run", 4, *options)
+    assert ranks.wait() == [0, 0], ranks.output
+    assert state(tmp_path / "run", 4)["global_step"] == 4
+
+
+def test_an_error_in_a_loader_of_one_rank_ends_all_with_its_message(tmp_path):
+    """An image is cut short while the training runs; whichever rank's loader reads it next finds it."""
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    for i in range(8):
+        (photos / f"{i}.jpg").write_bytes((Path(PHOTOS) / "hedgehog-small.jpg").read_bytes())
+    ranks = Ranks(tmp_path, "stage1", tmp_path / "run", 100000, f"photos={photos}", f"val_photos={PHOTOS}", *ENDLESS)
+    ranks.wait_for(tmp_path / "run", N)
+    broken = photos / "3.jpg"
+    broken.write_bytes(broken.read_bytes()[:-2000])
+    assert all(ranks.wait()), ranks.output
+    messages = [line for line in ranks.output.splitlines() if line.startswith("error:")]
+    assert messages and all(str(broken) in line for line in messages), ranks.output
+    assert find_checkpoint(tmp_path / "run", "auto")
+
+
+def test_a_signal_to_one_rank_stops_all_with_a_checkpoint(tmp_path):
+    ranks = Ranks(tmp_path, "stage1", tmp_path / "run", 100000, *ENDLESS)
+    ranks.wait_for(tmp_path / "run", N)
+    os.kill(ranks.processes[1].pid, signal.SIGTERM)
+    assert ranks.wait() == [128 + signal.SIGTERM] * 2, ranks.output
+    assert int(find_checkpoint(tmp_path / "run", "auto").stem) > N
