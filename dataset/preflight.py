@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from dataset.files import Source
+from dataset.latents import CachedLatents
 from dataset.recipes import Recipe, Step
 from dataset.sources import ImagePairs
 from dataset.streams import StreamedPairs
@@ -104,7 +105,7 @@ def _short(value: object) -> str:
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
-def quick_check(dataset: ImagePairs | StreamedPairs, effective_batch: int, samples: int = 8) -> None:
+def quick_check(dataset: ImagePairs | StreamedPairs | CachedLatents, effective_batch: int, samples: int = 8) -> None:
     """The part that costs a training's start nothing: the size of the dataset, and a few images spread over it.
 
     Of a stream: whether the shards are there, and the first images of two of them.
@@ -124,6 +125,8 @@ def quick_check(dataset: ImagePairs | StreamedPairs, effective_batch: int, sampl
     log.info("%d images, %.1f steps an epoch", len(dataset), len(dataset) / effective_batch)
     if len(dataset) < effective_batch:
         log.warning("the effective batch of %d shows some of the %d images twice", effective_batch, len(dataset))
+    if isinstance(dataset, CachedLatents):
+        return
     for i in np.linspace(0, len(dataset) - 1, min(samples, len(dataset))).astype(int):
         try:
             dataset.source.read(int(i), np.random.default_rng(0))

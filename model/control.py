@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from model.condition import Condition
 from model.layers import zero_module
 from model.unet import UNetEncoder
+from utils.cli import UserError
 
 
 class ControlBase(UNetEncoder):
@@ -81,5 +82,7 @@ class ImageControlNet(ControlBase):
 
     def forward(self, z_t: Tensor, t: Tensor, condition: Condition) -> list[Tensor]:
         """z_t: (B, C, H, W), t: (B,); needs `condition.image` -> what the UNet adds to its skips and middle."""
+        if condition.image is None:
+            raise UserError("ImageControlNet needs images, which cached latents leave out; train it on photos")
         hint = self.input_hint_block(condition.image * 2 - 1)
         return self.controls(self.encode(z_t, self.embed(t), condition.text, hint))

@@ -5,7 +5,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
-from model.autoencoder import AutoencoderKL
+from model.autoencoder import AutoencoderKL, DiagonalGaussian
 from model.condition import Condition
 from model.diffusion import Diffusion
 from model.restorer import Options, Restorer, Result
@@ -15,7 +15,8 @@ from model.trainable import Trainable
 class Stage2(Trainable):
     """The diffusion loss on latents of clean images, conditioned on E(I_reg) (DiffBIR, equation 4).
 
-    The branch starts as a copy of the UNet's encoder. Autoencoder, text encoder, stage 1 and UNet stay frozen.
+    The branch starts as a copy of the UNet's encoder. Autoencoder, text encoder, stage 1 and UNet stay frozen. Batches
+    hold images, or latents that were computed before (`dataset.latents`).
 
     Args:
         branch: trained, `LatentBranch` or `ImageControlNet`.
@@ -69,15 +70,24 @@ class Stage2(Trainable):
     @torch.no_grad()
     def condition(self, batch: dict) -> Condition:
         """Stage 1 and its latent; everything here is frozen."""
+        text = self.frozen["text_encoder"](batch["prompt"])
+        if "latent" in batch:
+            return Condition(batch["latent"].float(), text)
         i_reg = self.frozen["stage1"](batch["lq"]).float().clamp(0, 1)
-        latent = self.frozen["autoencoder"].encode(i_reg).float()
-        return Condition(latent, self.frozen["text_encoder"](batch["prompt"]), i_reg)
+        return Condition(self.frozen["autoencoder"].encode(i_reg).float(), text, i_reg)
+
+    @torch.no_grad()
+    def clean_latent(self, batch: dict) -> Tensor:
+        """z_0, drawn from the posterior."""
+        autoencoder = self.frozen["autoencoder"]
+        if "posterior" in batch:
+            q = DiagonalGaussian(*batch["posterior"].float().chunk(2, dim=1))
+            return q.sample() * autoencoder.scale_factor
+        return autoencoder.encode(batch["hq"], sample=True).float()
 
     def losses(self, batch: dict) -> tuple[Tensor, Tensor]:
         """Per image, and the timesteps that were drawn: (B,), (B,)."""
-        condition = self.condition(batch)
-        with torch.no_grad():
-            z_0 = self.frozen["autoencoder"].encode(batch["hq"], sample=True).float()
+        condition, z_0 = self.condition(batch), self.clean_latent(batch)
         if self.noise_aug:
             t = torch.randint(self.noise_aug, (len(z_0),), device=z_0.device)
             noised = self.diffusion.diffuse(condition.latent, t, torch.randn_like(z_0))

@@ -184,7 +184,7 @@ class Monitor(L.Callback):
         self, trainer: L.Trainer, module: Trainable, outputs: Any, batch: dict, batch_idx: int
     ) -> None:
         self.mark = time.perf_counter()
-        images = len(batch["hq"]) * trainer.world_size
+        images = len(batch["prompt"]) * trainer.world_size
         self.recent.append((self.waited, self.mark - self.began, images))
         waited, busy, images = map(sum, zip(*self.recent, strict=True))
         module.log_dict(

@@ -1,0 +1,97 @@
+"""Computes the latents of fixed crops, so that stage 2 trains without running stage 1 and the encoder at every step.
+
+The crops are the first --draws that the training of --config would see. A run that was stopped goes on.
+
+Example:
+    python scripts/cache_latents.py --config configs/train/stage2_v2.yaml --output latents --draws 1000000 photos=FOLDER
+    python train_stage2.py --config configs/train/stage2_v2.yaml photos=FOLDER val_photos=OTHER \\
+        'data.params.train={target: dataset.latents.CachedLatents, params: {folder: latents}}'
+"""
+
+import argparse
+import sys
+from itertools import islice
+from pathlib import Path
+
+import torch
+from omegaconf import OmegaConf
+from torch.utils.data import DataLoader
+from tqdm import tqdm
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from dataset.data_module import DrawSampler
+from dataset.latents import write
+from dataset.sources import ImagePairs
+from model.networks import build_networks
+from utils.cli import UserError, entry_point
+from utils.config import instantiate, load_config
+
+BATCHES = 32  # of one file
+
+
+@entry_point
+def main(argv: list[str] | None = None) -> None:
+    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p.add_argument("--config", required=True, help="YAML of a stage-2 training")
+    p.add_argument("--output", type=Path, required=True, help="folder for the latents")
+    p.add_argument("--draws", type=int, required=True, help="how many crops; several times the number of photos")
+    p.add_argument("--batch-size", type=int, default=8, help="(default: %(default)s)")
+    p.add_argument("--num-workers", type=int, default=1, help="loader processes (default: %(default)s)")
+    p.add_argument("overrides", nargs="*", metavar="key=value", help="changes to the YAML")
+    args = p.parse_args(argv)
+
+    config = load_config(args.config, [*args.overrides, "degrade_on_device=false"])
+    dataset = instantiate(config.data.params.train, "data.params.train")
+    if not isinstance(dataset, ImagePairs):
+        raise UserError(f"data.params.train of {args.config}: only draws of dataset.sources.ImagePairs can be repeated")
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    networks = {k: v.to(device).eval() for k, v in build_networks(config, ("stage1", "autoencoder")).items()}
+
+    prepare(args.output, config, args.batch_size)
+    per_file = BATCHES * args.batch_size
+    done = 0
+    while (args.output / f"{done:08d}.safetensors").exists():
+        done += per_file
+    loader = DataLoader(dataset, args.batch_size, sampler=DrawSampler(args.draws, done), num_workers=args.num_workers)
+    with tqdm(total=args.draws, initial=min(done, args.draws), unit="crop") as progress:
+        batches = iter(loader)
+        for first in range(done, args.draws, per_file):
+            rows = []
+            for batch in islice(batches, BATCHES):
+                rows.append((*encode(networks, batch, device), batch["prompt"]))
+                progress.update(args.batch_size)
+            posteriors, latents, prompts = zip(*rows, strict=True)
+            path = args.output / f"{first:08d}.safetensors"
+            write(path, torch.cat(posteriors), torch.cat(latents), [prompt for batch in prompts for prompt in batch])
+
+
+def prepare(folder: Path, config: OmegaConf, batch_size: int) -> None:
+    """Writes down what the latents depend on.
+
+    Raises:
+        UserError: the folder has latents of something else.
+    """
+    names = ("networks", "weights", "seed", "data")
+    made_from = OmegaConf.create({"batch_size": batch_size, **{k: config[k] for k in names if k in config}})
+    made_from.networks = {k: v for k, v in made_from.networks.items() if k in ("stage1", "autoencoder")}
+    made_from.data = made_from.data.params.train
+    path = folder / "made_from.yaml"
+    if path.exists() and OmegaConf.load(path) != made_from:
+        raise UserError(f"{folder} has latents of other networks, photos or settings ({path}); give another folder")
+    folder.mkdir(parents=True, exist_ok=True)
+    OmegaConf.save(made_from, path)
+
+
+@torch.inference_mode()
+def encode(networks: dict, batch: dict, device: str) -> tuple[torch.Tensor, torch.Tensor]:
+    """Mean and log variance of q(z | hq), and E(I_reg)."""
+    hq, lq = batch["hq"].to(device), batch["lq"].to(device)
+    if "stage1" in networks:
+        lq = networks["stage1"](lq).clamp(0, 1)
+    q = networks["autoencoder"].posterior(hq)
+    return torch.cat([q.mean, q.logvar], dim=1), networks["autoencoder"].encode(lq)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
