@@ -8,8 +8,9 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import torch
+from omegaconf import OmegaConf
 
-from utils.config import load_config
+from utils.config import load_config, read_config
 from utils.training import train
 
 ROOT = Path(__file__).parents[1]
@@ -37,6 +38,15 @@ STAGES = {
         "module.params.steps=2",
     ],
 }
+
+
+def as_shipped(stage: str) -> list[str]:
+    """Makes the networks whole again, with the embedded model's weights."""
+    config = read_config(ROOT / f"configs/train/mini/{stage}.yaml")
+    sizes = [o.partition("=")[0] for o in STAGES[stage] if o.startswith("networks.")]
+    trained = {"stage1": ["stage1"], "stage2": ["stage1", "autoencoder", "unet"]}[stage]
+    weights = [f"weights.{name}={ROOT}/weights/mini/{name}.safetensors" for name in trained]
+    return [*(f"{key}={OmegaConf.select(config, key)}" for key in sizes), *weights]
 
 
 def settings(stage: str, run_dir: Path, steps: int, *overrides: str) -> list[str]:

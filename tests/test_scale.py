@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from torch.testing import assert_close
 
 from dataset.shards import write_shard
-from tests.runs import PHOTOS, ROOT, N, run, settings, state
+from tests.runs import PHOTOS, ROOT, N, as_shipped, run, settings, state
 from utils.training import find_checkpoint, main
 
 DDP = ["trainer.params.accelerator=cpu", "trainer.params.strategy=ddp", "trainer.params.devices=2"]
@@ -77,11 +77,8 @@ class Ranks:
 
 def test_two_half_batches_give_the_gradient_of_the_whole_one(tmp_path):
     """After one step of SGD at rate 1, weights before - weights after."""
-    start = ROOT / "weights/mini/stage1.safetensors"
     options = [
-        f"weights.stage1={start}",
-        "networks.stage1.params.depths=[4,4,4]",
-        "networks.stage1.params.num_heads=[3,3,3]",
+        *as_shipped("stage1"),
         "module.params.loss=l2",
         "optimizer={target: torch.optim.SGD, partial: true, params: {lr: 1.0}}",
         "module.params.lr_schedule=null",
@@ -91,7 +88,7 @@ def test_two_half_batches_give_the_gradient_of_the_whole_one(tmp_path):
     ranks = Ranks(tmp_path, "stage1", tmp_path / "two", 1, *options, "data.params.batch_size=2")
     assert ranks.wait() == [0, 0], ranks.output
     run("stage1", tmp_path / "one", 1, *options, "data.params.batch_size=4")
-    before = {f"trained.stage1.{k}": v.float() for k, v in load_file(start).items()}
+    before = {f"trained.stage1.{k}": v.float() for k, v in load_file(ROOT / "weights/mini/stage1.safetensors").items()}
     one, two = (state(tmp_path / name, 1)["state_dict"] for name in ("one", "two"))
     gradients = [before[k] - one[k] for k in one]
     assert max(g.abs().max() for g in gradients) > 1e-3

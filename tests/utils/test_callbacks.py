@@ -6,7 +6,7 @@ import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from tests.runs import assert_equal, run, state
+from tests.runs import as_shipped, assert_equal, run, state
 
 
 def scalars(run_dir: Path) -> dict[str, list[tuple[int, float]]]:
@@ -51,15 +51,7 @@ def test_compiling_changes_neither_names_nor_results(tmp_path):
 
 
 def test_frozen_networks_in_half_precision_give_almost_the_same_gradient(tmp_path):
-    options = [
-        *(f"weights.{name}=weights/mini/{name}.safetensors" for name in ("stage1", "autoencoder", "unet")),
-        "networks.stage1.params.depths=[4,4,4]",
-        "networks.stage1.params.num_heads=[3,3,3]",
-        "networks.autoencoder.params.channels=32",
-        "networks.unet.params.model_channels=64",
-        "networks.unet.params.head_channels=32",
-        "module.params.train_unet=false",
-    ]
+    options = [*as_shipped("stage2"), "module.params.train_unet=false"]
     run("stage2", tmp_path / "full", 1, *options)
     run("stage2", tmp_path / "half", 1, *options, "frozen_dtype=bf16")
     full, half = (state(tmp_path / name, 1) for name in ("full", "half"))
