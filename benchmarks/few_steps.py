@@ -32,9 +32,11 @@ def main(argv: list[str] | None = None) -> None:
     p.add_argument("--batch", type=int, default=10, help="photos at once (default: %(default)s)")
     p.add_argument("--steps", nargs="+", type=int, default=[8], help="(default: 8)")
     p.add_argument("--solvers", nargs="+", default=list(SOLVERS), choices=list(SOLVERS), help="(default: all)")
+    p.add_argument("--guidance-scale", type=float, help="(default: the preset's)")
     args = p.parse_args(argv)
 
     restorer = Restorer.from_config(load_preset(args.preset))
+    scale = restorer.defaults.guidance_scale if args.guidance_scale is None else args.guidance_scale
     hq, lq = synthetic_pairs(args.input, args.size, args.count)
     lpips = LPIPS()
     runs = [("ddpm", 50, 0), ("ddpm", 50, 1000), *((solver, n, 0) for solver in args.solvers for n in args.steps)]
@@ -42,7 +44,7 @@ def main(argv: list[str] | None = None) -> None:
 
     def scores(solver: str, steps: int, first_seed: int) -> Tensor:
         """(2, photos): PSNR and LPIPS."""
-        options, rows = restorer.options(solver=solver, steps=steps), []
+        options, rows = restorer.options(solver=solver, steps=steps, guidance_scale=scale), []
         for some in torch.arange(len(hq)).split(args.batch):
             image = restorer(lq[some], options, [first_seed + int(i) for i in some]).image
             rows.append(torch.stack([psnr(image, hq[some]), lpips(image, hq[some])]))
@@ -52,7 +54,7 @@ def main(argv: list[str] | None = None) -> None:
     with torch.inference_mode():
         reference, *others = (scores(*run) for run in runs)
     progress.close()
-    print(f"\n{len(hq)} photos, {args.size} pixels, guidance scale {restorer.defaults.guidance_scale:g};")
+    print(f"\n{len(hq)} photos, {args.size} pixels, guidance scale {scale:g};")
     print(f"RGB PSNR, {LPIPS.variant}; differences to `ddpm` with 50 steps, +- twice the standard error\n")
     print("| solver | steps | PSNR | difference | LPIPS | difference |\n|---|---|---|---|---|---|")
     mean = reference.mean(1)

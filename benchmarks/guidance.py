@@ -73,15 +73,19 @@ def plot(table: dict, stage1: np.ndarray, args: argparse.Namespace) -> None:
     matplotlib.use("Agg")
     from matplotlib import pyplot as plt
 
-    figure, axis = plt.subplots(figsize=(8, 5), layout="constrained")
+    figure, axis = plt.subplots(figsize=(10, 5.5), layout="constrained")
     colors = dict(zip(args.solvers, plt.cm.turbo(np.linspace(0.05, 0.95, len(args.solvers))), strict=True))
-    for (solver, steps), style in zip(product(args.solvers, args.steps), ["o-", "s--", "^:"] * 99, strict=False):
+    styles = dict(zip(args.steps, ["o-", "s--", "^:", "v-."] * len(args.steps), strict=False))
+    for solver, steps in product(args.solvers, args.steps):
         rows = np.stack([table[solver, steps, s] for s in args.scales])
-        axis.plot(rows[:, 1], rows[:, 2], style, color=colors[solver], label=f"{solver}, {steps} steps", markersize=4)
-    axis.plot(*stage1[1:], "k*", markersize=12, label="stage 1")
+        axis.plot(rows[:, 1], rows[:, 2], styles[steps], color=colors[solver], label=f"{solver}, {steps}", markersize=4)
+    axis.plot(*stage1[1:], "k*", markersize=12, label="stage 1", linestyle="none")
+    worst = stage1[1] - 2, stage1[2] + 0.05  # what is far beyond stage 1 in both isn't a trade
+    axis.set_xlim(left=max(axis.get_xlim()[0], worst[0]))
+    axis.set_ylim(top=min(axis.get_ylim()[1], worst[1]))
     axis.set(xlabel="PSNR (fidelity; higher is better)", ylabel="LPIPS (realness; lower is better)")
     axis.set_title("along each line the guidance scale rises to the right")
-    axis.legend(fontsize=7)
+    figure.legend(fontsize=7, title="solver, steps", loc="outside right upper")
     Path(args.plot).parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(args.plot, dpi=110)
 

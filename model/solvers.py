@@ -47,6 +47,8 @@ def trailing_timesteps(alpha_bar: NDArray, steps: int) -> list[float]:
 def leading_timesteps(alpha_bar: NDArray, steps: int) -> list[float]:
     """Every T // steps-th step from 1 on, ending at 0 (the original DDIM spacing, which never sees pure noise)."""
     T = len(alpha_bar)
+    if steps == T:
+        raise ValueError(f"leading spacing leaves out the last timestep; steps must be less than {T}")
     return [*(np.arange(0, T, T // steps)[:steps] + 1).tolist()[::-1], 0]
 
 
