@@ -86,8 +86,7 @@ def train(config: DictConfig) -> L.Trainer:
     trainer = instantiate(config.trainer, "trainer")
     if emulates_bf16(trainer) and not config.get("frozen_dtype"):
         log.warning("this CPU has no instructions for bf16 and would take several times as long: training in float32")
-        config.trainer.params.precision = "32-true"
-        trainer = instantiate(config.trainer, "trainer")
+        trainer = instantiate(OmegaConf.merge(config.trainer, {"params": {"precision": "32-true"}}), "trainer")
     if isinstance(trainer.strategy, FSDPStrategy | ModelParallelStrategy):
         raise UserError(
             "trainer.params.strategy: averages and exports need whole weights, not shards of them; take ddp"
@@ -96,7 +95,8 @@ def train(config: DictConfig) -> L.Trainer:
     effective_batch = data.effective_batch(trainer)
     quick_check(data.train, effective_batch)
     trained = sum(p.numel() for p in module.parameters() if p.requires_grad)
-    record_run(config, run_dir, {"effective_batch": effective_batch, "trained_parameters": trained})
+    facts = {"effective_batch": effective_batch, "trained_parameters": trained, "precision": trainer.precision}
+    record_run(config, run_dir, facts)
     log.info("%s: %.2f M trained parameters, effective batch %d", run_dir, trained / 1e6, effective_batch)
     if checkpoint:
         log.info("going on from %s", checkpoint)

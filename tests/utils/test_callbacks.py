@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from omegaconf import OmegaConf
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from tests.runs import as_shipped, assert_equal, run, state
@@ -67,4 +68,5 @@ def test_a_cpu_without_bf16_trains_in_float32(tmp_path, monkeypatch):
     run("stage1", tmp_path / "float32", 1, "trainer.params.precision=32-true")
     monkeypatch.setattr("utils.training.emulates_bf16", lambda trainer: True)
     run("stage1", tmp_path / "fallback", 1)
+    assert OmegaConf.load(tmp_path / "fallback/run.yaml").precision == "32-true"
     assert_equal(*(state(tmp_path / name, 1)["state_dict"] for name in ("float32", "fallback")), "state_dict")
