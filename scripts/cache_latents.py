@@ -14,7 +14,7 @@ from itertools import islice
 from pathlib import Path
 
 import torch
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
@@ -66,7 +66,7 @@ def main(argv: list[str] | None = None) -> None:
             write(path, torch.cat(posteriors), torch.cat(latents), [prompt for batch in prompts for prompt in batch])
 
 
-def prepare(folder: Path, config: OmegaConf, batch_size: int) -> None:
+def prepare(folder: Path, config: DictConfig, batch_size: int) -> None:
     """Writes down what the latents depend on.
 
     Raises:
