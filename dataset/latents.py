@@ -63,8 +63,9 @@ def prompts(path: Path) -> list[str]:
         raise UserError(f"{path} is not a whole file of latents; delete it and run cache_latents.py again") from error
 
 
-def write(path: Path, posterior: Tensor, latent: Tensor, prompts: Sequence[str]) -> None:
+def write(path: Path, posterior: Tensor, latent: Tensor, texts: Sequence[str]) -> None:
     """One file of the cache: (N, 2 C, h, w), (N, C, h, w), N prompts."""
     tensors = {key: x.to(torch.float16).contiguous().cpu() for key, x in zip(KEYS, (posterior, latent), strict=True)}
     with replacing(path) as part:
-        save_file(tensors, part, {"prompts": json.dumps(list(prompts))})
+        save_file(tensors, part, {"prompts": json.dumps(list(texts))})
+    prompts.cache_clear()  # it may have replaced another

@@ -182,6 +182,8 @@ class AutoencoderKL(nn.Module):
             faster, but only at moderate learning rates.
     """
 
+    entry_points = ("posterior", "reconstruct")  # what calls the layers, instead of `forward`
+
     def __init__(
         self,
         in_channels: int = 3,

@@ -10,6 +10,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from utils.metrics import LPIPS, psnr, ssim
+from utils.sharding import shard
 
 
 class Trainable(L.LightningModule):
@@ -37,6 +38,11 @@ class Trainable(L.LightningModule):
         self.lpips = LPIPS()
         self.optimizer, self.lr_schedule, self.seed = optimizer, lr_schedule, seed
         self.strict_loading = False  # checkpoints leave out what is frozen
+
+    def configure_model(self) -> None:
+        if self.device_mesh is not None:  # the strategy is `utils.sharding.FSDP`
+            for network in self.trained.values():
+                shard(network, self.device_mesh["data_parallel"])
 
     def configure_optimizers(self) -> Any:
         optimizer = self.optimizer(p for p in self.trained.parameters() if p.requires_grad)

@@ -1,6 +1,7 @@
 """Computes the latents of fixed crops, so that stage 2 trains without running stage 1 and the encoder at every step.
 
-The crops are the first --draws that the training of --config would see. A run that was stopped goes on.
+The crops are the first --draws that the training of --config would see. A run that was stopped goes on; --draws may be
+raised later.
 
 Example:
     python scripts/cache_latents.py --config configs/train/stage2_v2.yaml --output latents --draws 1000000 photos=FOLDER
@@ -21,7 +22,7 @@ from tqdm import tqdm
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from dataset.data_module import DrawSampler
-from dataset.latents import write
+from dataset.latents import prompts, write
 from dataset.sources import ImagePairs
 from model.networks import build_networks
 from utils.cli import UserError, entry_point
@@ -51,7 +52,9 @@ def main(argv: list[str] | None = None) -> None:
     prepare(args.output, config, args.batch_size)
     per_file = BATCHES * args.batch_size
     done = 0
-    while (args.output / f"{done:08d}.safetensors").exists():
+    while (path := args.output / f"{done:08d}.safetensors").exists():
+        if len(prompts(path)) < min(per_file, args.draws - done):
+            break  # the last one of fewer draws
         done += per_file
     loader = DataLoader(dataset, args.batch_size, sampler=DrawSampler(args.draws, done), num_workers=args.num_workers)
     with tqdm(total=args.draws, initial=min(done, args.draws), unit="crop") as progress:
@@ -61,9 +64,9 @@ def main(argv: list[str] | None = None) -> None:
             for batch in islice(batches, BATCHES):
                 rows.append((*encode(networks, batch, device), batch["prompt"]))
                 progress.update(args.batch_size)
-            posteriors, latents, prompts = zip(*rows, strict=True)
+            posteriors, latents, texts = zip(*rows, strict=True)
             path = args.output / f"{first:08d}.safetensors"
-            write(path, torch.cat(posteriors), torch.cat(latents), [prompt for batch in prompts for prompt in batch])
+            write(path, torch.cat(posteriors), torch.cat(latents), [text for batch in texts for text in batch])
 
 
 def prepare(folder: Path, config: DictConfig, batch_size: int) -> None:

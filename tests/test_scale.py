@@ -14,10 +14,10 @@ from safetensors.torch import load_file
 from torch.testing import assert_close
 
 from dataset.shards import write_shard
-from tests.runs import PHOTOS, ROOT, N, as_shipped, run, settings, state
+from tests.runs import PHOTOS, ROOT, N, as_shipped, assert_equal, run, settings, state
 from utils.training import find_checkpoint, main
 
-DDP = ["trainer.params.accelerator=cpu", "trainer.params.strategy=ddp", "trainer.params.devices=2"]
+STRATEGIES = {"ddp": "ddp", "fsdp": "{target: utils.sharding.FSDP}"}
 ENDLESS = ["lr_schedule=null", "validate_every=1000000"]
 LIMIT = 300  # seconds after which a test counts as hanging
 
@@ -25,7 +25,7 @@ LIMIT = 300  # seconds after which a test counts as hanging
 class Ranks:
     """Two processes with the environment that torchrun gives, each writing its output to a file of its own."""
 
-    def __init__(self, folder: Path, stage: str, *args):
+    def __init__(self, folder: Path, stage: str, *args, strategy: str = "ddp"):
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             port = free.getsockname()[1]
@@ -33,7 +33,9 @@ class Ranks:
         self.files = [folder / f"rank{rank}.txt" for rank in range(2)]
         # Forked: importing everything again would take most of the time.
         fork = multiprocessing.get_context("fork")
-        argv = ["--config", str(ROOT / f"configs/train/mini/{stage}.yaml"), *settings(stage, *args), *DDP]
+        spread = {"accelerator": "cpu", "devices": 2, "strategy": STRATEGIES[strategy]}
+        overrides = [*settings(stage, *args), *(f"trainer.params.{k}={v}" for k, v in spread.items())]
+        argv = ["--config", str(ROOT / f"configs/train/mini/{stage}.yaml"), *overrides]
         self.processes = [fork.Process(target=self.train, args=(rank, port, argv)) for rank in range(2)]
         for process in self.processes:
             process.start()
@@ -75,7 +77,8 @@ class Ranks:
         return "\n".join(file.read_text() for file in self.files)
 
 
-def test_two_half_batches_give_the_gradient_of_the_whole_one(tmp_path):
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_two_half_batches_give_the_gradient_of_the_whole_one(strategy, tmp_path):
     """After one step of SGD at rate 1, weights before - weights after."""
     options = [
         *as_shipped("stage1"),
@@ -85,7 +88,7 @@ def test_two_half_batches_give_the_gradient_of_the_whole_one(tmp_path):
         "trainer.params.gradient_clip_val=null",
         "trainer.params.precision=32-true",
     ]
-    ranks = Ranks(tmp_path, "stage1", tmp_path / "two", 1, *options, "data.params.batch_size=2")
+    ranks = Ranks(tmp_path, "stage1", tmp_path / "two", 1, *options, "data.params.batch_size=2", strategy=strategy)
     assert ranks.wait() == [0, 0], ranks.output
     run("stage1", tmp_path / "one", 1, *options, "data.params.batch_size=4")
     before = {f"trained.stage1.{k}": v.float() for k, v in load_file(ROOT / "weights/mini/stage1.safetensors").items()}
@@ -140,3 +143,26 @@ def test_a_signal_to_one_rank_stops_all_with_a_checkpoint(tmp_path):
     os.kill(ranks.processes[1].pid, signal.SIGTERM)
     assert ranks.wait() == [128 + signal.SIGTERM] * 2, ranks.output
     assert int(find_checkpoint(tmp_path / "run", "auto").stem) > N
+
+
+def test_a_sharded_training_goes_on_bit_for_bit_and_also_in_one_process(tmp_path):
+    """Its checkpoints are whole, those of any other training."""
+    constant = ["lr_schedule=null", f"validate_every={N - 1}"]
+
+    def steps(name: str, n: int, *options: str) -> Path:
+        options = [*constant, *options]
+        ranks = Ranks(tmp_path / "out", "stage2", tmp_path / name, n, *options, strategy="fsdp")
+        assert ranks.wait() == [0, 0], ranks.output
+        return tmp_path / name
+
+    straight = steps("straight", 2 * N)
+    steps("stopped", N)
+    resumed = steps("stopped", 2 * N, "resume=auto")
+    a, b = (state(run_dir, 2 * N) for run_dir in (straight, resumed))
+    assert_equal(a["state_dict"], b["state_dict"], "weights")
+    assert_equal(a["optimizer_states"], b["optimizer_states"], "optimizer")
+    assert_equal(a["callbacks"]["EMA"], b["callbacks"]["EMA"], "average")
+
+    first = f"resume={straight}/checkpoints/{N:07d}.ckpt"
+    run("stage2", tmp_path / "one", 2 * N, *constant, first)
+    assert state(tmp_path / "one", 2 * N)["global_step"] == 2 * N

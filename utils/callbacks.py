@@ -9,13 +9,13 @@ from typing import Any
 import numpy as np
 import pytorch_lightning as L
 import torch
-from pytorch_lightning.utilities import rank_zero_only
 from torch import Tensor
 from torchvision.utils import make_grid
 
 from model.trainable import Trainable
 from utils.checkpoint import save_weights
 from utils.image import to_uint8, write_png
+from utils.sharding import sharded_like, whole
 
 
 class EMA(L.Callback):
@@ -34,7 +34,7 @@ class EMA(L.Callback):
         own = module.state_dict()
         loaded, self.average = self.average, {k: v.clone() for k, v in own.items()}
         for k, v in loaded.items():
-            self.average[k].copy_(v)
+            self.average[k].copy_(sharded_like(v, self.average[k]))
 
     @torch.no_grad()
     def on_train_batch_end(self, trainer: L.Trainer, module: Trainable, *_: Any) -> None:
@@ -58,7 +58,7 @@ class EMA(L.Callback):
             self.on_validation_end(trainer, module)
 
     def state_dict(self) -> dict[str, Any]:
-        return {"steps": self.steps, "average": self.average}
+        return {"steps": self.steps, "average": whole(self.average)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.steps, self.average = state["steps"], state["average"]
@@ -70,9 +70,8 @@ class ExportWeights(L.Callback):
     def __init__(self, folder: str, half: bool = False):
         self.folder, self.dtype = Path(folder), torch.float16 if half else None
 
-    @rank_zero_only
     def export(self, trainer: L.Trainer, module: Trainable) -> None:
-        state = {**module.state_dict()}
+        state = module.state_dict()
         for callback in trainer.callbacks:
             if isinstance(callback, EMA):
                 state.update(callback.average)
@@ -80,7 +79,9 @@ class ExportWeights(L.Callback):
             prefix = f"trained.{name}."
             own = {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
             if own:  # a partly trained network is written whole
-                save_weights({**network.state_dict(), **own}, self.folder / f"{name}.safetensors", self.dtype)
+                own = whole({**network.state_dict(), **own})
+                if trainer.is_global_zero:
+                    save_weights(own, self.folder / f"{name}.safetensors", self.dtype)
 
     def on_validation_end(self, trainer: L.Trainer, module: Trainable) -> None:
         if not trainer.sanity_checking:
@@ -96,7 +97,6 @@ class ImageGrid(L.Callback):
     def __init__(self, folder: str, count: int = 6):
         self.folder, self.count = Path(folder), count
 
-    @rank_zero_only
     @torch.no_grad()
     def on_validation_batch_end(
         self, trainer: L.Trainer, module: Trainable, outputs: Any, batch: dict, batch_idx: int, *_: Any
@@ -106,6 +106,8 @@ class ImageGrid(L.Callback):
         with torch.random.fork_rng(), trainer.precision_plugin.forward_context():
             torch.manual_seed(0)
             pictures = module.images({k: v[: self.count] for k, v in batch.items()})
+        if not trainer.is_global_zero:  # it was needed to compute them, if the networks are sharded
+            return
         columns = torch.cat([p.float().clamp(0, 1).cpu() for p in pictures.values()])
         grid = to_uint8(make_grid(columns, nrow=len(batch["hq"][: self.count]), padding=2))
         for logger in trainer.loggers:

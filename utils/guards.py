@@ -17,6 +17,7 @@ from torch.optim import Optimizer
 from model.trainable import Trainable
 from utils.cli import UserError
 from utils.files import replacing
+from utils.sharding import local, whole
 
 log = logging.getLogger(__name__)
 
@@ -134,7 +135,7 @@ class NonFiniteGuard(L.Callback):
         self.losses.append(loss.detach())
 
     def on_before_optimizer_step(self, trainer: L.Trainer, module: Trainable, optimizer: Optimizer) -> None:
-        norm = get_total_norm(p.grad for p in module.parameters() if p.grad is not None)
+        norm = whole(get_total_norm(p.grad for p in module.parameters() if p.grad is not None))
         module.log("train/grad_norm", norm)
         finite = torch.stack(self.losses).isfinite().all()
         if getattr(trainer.precision_plugin, "scaler", None) is None:  # fp16 overflows at times, and its scaler skips
@@ -168,7 +169,8 @@ class FrozenWeights(L.Callback):
 
 
 def checksums(tensors: dict[str, Tensor]) -> dict[str, int]:
-    """Sum of each tensor's bits, read as whole numbers."""
-    whole = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
-    sums = [t.detach().contiguous().view(whole[t.element_size()]).sum(dtype=torch.int64) for t in tensors.values()]
+    """Sum of each tensor's bits, read as whole numbers; of this rank's share of it, if it is sharded."""
+    integers = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+    shares = [local(t.detach()).contiguous() for t in tensors.values()]
+    sums = [t.view(integers[t.element_size()]).sum(dtype=torch.int64) for t in shares]
     return dict(zip(tensors, torch.stack(sums).tolist() if sums else [], strict=True))

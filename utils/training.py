@@ -1,6 +1,7 @@
 """What the training scripts share: configuration in, a run folder with checkpoints, weights, logs and pictures out."""
 
 import argparse
+import copy
 import logging
 import shlex
 import shutil
@@ -25,6 +26,7 @@ from utils.cli import UserError, entry_point
 from utils.config import ROOT, check_keys, instantiate, load_config
 from utils.files import no_room
 from utils.guards import Stop
+from utils.sharding import FSDP
 
 log = logging.getLogger(__name__)
 
@@ -83,14 +85,7 @@ def train(config: DictConfig) -> L.Trainer:
 
     data = instantiate(config.data, "data")
     module = build_module(config)
-    trainer = instantiate(config.trainer, "trainer")
-    if emulates_bf16(trainer) and not config.get("frozen_dtype"):
-        log.warning("this CPU has no instructions for bf16 and would take several times as long: training in float32")
-        trainer = instantiate(OmegaConf.merge(config.trainer, {"params": {"precision": "32-true"}}), "trainer")
-    if isinstance(trainer.strategy, FSDPStrategy | ModelParallelStrategy):
-        raise UserError(
-            "trainer.params.strategy: averages and exports need whole weights, not shards of them; take ddp"
-        )
+    trainer = build_trainer(config)
 
     effective_batch = data.effective_batch(trainer)
     quick_check(data.train, effective_batch)
@@ -116,6 +111,25 @@ def train(config: DictConfig) -> L.Trainer:
             f"{run_dir} cannot be written to ({reason}); make room, then resume=auto goes on "
             + (f"from {good}" if good else "from the start, for there is no checkpoint yet")
         ) from error
+    return trainer
+
+
+def build_trainer(config: DictConfig) -> L.Trainer:
+    """As configured, except where a CPU lacks bf16.
+
+    Raises:
+        UserError: a wrong key, or a sharded strategy whose checkpoints would not be whole.
+    """
+    node = copy.deepcopy(config.trainer)
+    # Steps in our configuration, batches for Lightning.
+    node.params.val_check_interval *= node.params.get("accumulate_grad_batches", 1)
+    trainer = instantiate(node, "trainer")
+    if emulates_bf16(trainer) and not config.get("frozen_dtype"):
+        log.warning("this CPU has no instructions for bf16 and would take several times as long: training in float32")
+        node.params.precision = "32-true"
+        trainer = instantiate(node, "trainer")
+    if isinstance(trainer.strategy, FSDPStrategy | ModelParallelStrategy) and not isinstance(trainer.strategy, FSDP):
+        raise UserError("trainer.params.strategy: write {target: utils.sharding.FSDP} for fully sharded training")
     return trainer
 
 

@@ -19,8 +19,8 @@ SETTINGS = [f"photos={PHOTOS}", *TINY, "weights.unet=weights/mini/unet.safetenso
 cache_latents = runpy.run_path(str(ROOT / "scripts/cache_latents.py"))["main"]
 
 
-def cache(folder: Path, *overrides: str) -> int:
-    options = ["--output", str(folder), "--draws", str(DRAWS), "--batch-size", str(BATCH), "--num-workers", "0"]
+def cache(folder: Path, *overrides: str, draws: int = DRAWS) -> int:
+    options = ["--output", str(folder), "--draws", str(draws), "--batch-size", str(BATCH), "--num-workers", "0"]
     return cache_latents(["--config", CONFIG, *options, *SETTINGS, *overrides])
 
 
@@ -51,6 +51,12 @@ def test_an_epoch_is_what_the_training_would_have_computed(folder):
     torch.testing.assert_close(logvar, clean.logvar, atol=0.02, rtol=2e-3)
     again = torch.stack([cached[n]["latent"] for n in range(DRAWS, 2 * DRAWS)])
     assert not torch.equal(again, epoch["latent"])  # another order
+
+
+def test_more_draws_are_added_to_a_finished_cache(folder, tmp_path):
+    for draws in (5, DRAWS - 1, 3, DRAWS):
+        assert cache(tmp_path, draws=draws) == 0
+    assert {p.name: p.read_bytes() for p in tmp_path.iterdir()} == {p.name: p.read_bytes() for p in folder.iterdir()}
 
 
 def test_a_training_fits_them(folder, tmp_path):

@@ -44,6 +44,11 @@ def test_losses_by_timestep_are_means_since_the_last_log(tmp_path):
         assert low - 1e-6 <= second[name][0][1] <= high + 1e-6
 
 
+def test_validation_counts_steps_whatever_is_accumulated(tmp_path):
+    run("stage1", tmp_path, 4, "validate_every=2", "trainer.params.accumulate_grad_batches=2")
+    assert [path.stem for path in sorted((tmp_path / "images").iterdir())] == ["0000002", "0000004"]
+
+
 def test_compiling_changes_neither_names_nor_results(tmp_path):
     """With the backend that only traces: it needs no compiler, and computes the same."""
     run("stage1", tmp_path / "plain", 2)
