@@ -33,9 +33,10 @@ def main(argv: list[str] | None = None) -> None:
     p.add_argument("--steps", nargs="+", type=int, default=[8], help="(default: 8)")
     p.add_argument("--solvers", nargs="+", default=list(SOLVERS), choices=list(SOLVERS), help="(default: all)")
     p.add_argument("--guidance-scale", type=float, help="(default: the preset's)")
+    p.add_argument("overrides", nargs="*", metavar="key=value", help="changes to the preset's YAML")
     args = p.parse_args(argv)
 
-    restorer = Restorer.from_config(load_preset(args.preset))
+    restorer = Restorer.from_config(load_preset(args.preset, overrides=args.overrides))
     scale = restorer.defaults.guidance_scale if args.guidance_scale is None else args.guidance_scale
     hq, lq = synthetic_pairs(args.input, args.size, args.count)
     lpips = LPIPS()

@@ -34,9 +34,10 @@ def main(argv: list[str] | None = None) -> int:
     p.add_argument("--steps", nargs="+", type=int, default=[8], help="(default: 8)")
     p.add_argument("--scales", nargs="+", type=float, default=[0, 1e4, 4e4, 2e5], help="(default: 0 1e4 4e4 2e5)")
     p.add_argument("--plot", help="file of the plot")
+    p.add_argument("overrides", nargs="*", metavar="key=value", help="changes to the preset's YAML")
     args = p.parse_args(argv)
 
-    restorer = Restorer.from_config(load_preset(args.preset))
+    restorer = Restorer.from_config(load_preset(args.preset, overrides=args.overrides))
     hq, lq = synthetic_pairs(args.input, args.size, args.count)
     lpips, seeds, table = LPIPS(), range(len(hq)), {}
 

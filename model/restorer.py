@@ -86,6 +86,9 @@ class Options:
     deep_every: int = option(1, "evaluate the deep blocks of the UNet only every so many steps: faster", low=1)
     prompt: str = option("", "what the image shows (models with text only)")
     negative_prompt: str = option("", "what to keep away from (with --cfg-scale above 1)")
+    residual: float = option(
+        0.0, "how much of the detail that the autoencoder loses of stage 1 is put back, 0 to 1", low=0, high=1
+    )
     color: str = option("wavelet", "colour alignment to stage 1", tuple(ALIGNMENTS))
     tile: int = option(
         512,
@@ -276,6 +279,8 @@ class Restorer:
                 z_0 = self.sample(condition, negative, options, seeds, on_step)
         with self.on_device(self.autoencoder):
             image = finite(self.autoencoder, autoencoder.decode, z_0)
+            if options.residual:  # so that what sampling left alone is stage 1's to the pixel
+                image += options.residual * (i_reg - finite(self.autoencoder, autoencoder.decode, latent))
         image = ALIGNMENTS[options.color](image, i_reg).clamp(0, 1)
         return resize(image[..., :height, :width], size).clamp(0, 1)
 

@@ -60,6 +60,7 @@ def main(description: str, default_config: str, argv: list[str] | None = None) -
     for expected in (
         "You're resuming from a checkpoint that ended before",  # the data module goes on where the run stopped
         r"Found \d+ module\(s\) in eval mode",  # the frozen ones
+        "It is recommended to use `self.log.*sync_dist",  # every rank validates the whole set
     ):
         warnings.filterwarnings("ignore", expected)
     if args.dry_run:

@@ -60,11 +60,14 @@ def test_guidance_moves_the_result_monotonically_towards_stage_1(restorer, solve
     assert distances[-1] < 1e-3 < distances[0]
 
 
-def test_strong_guidance_ends_at_the_reconstruction_of_stage_1(restorer):
-    options = restorer.options(steps=4, guidance_scale=1e12, color="none")
+@pytest.mark.parametrize("residual", [0.0, 0.5, 1.0])
+def test_strong_guidance_ends_at_stage_1_but_for_what_the_autoencoder_loses(restorer, residual):
+    options = restorer.options(steps=4, guidance_scale=1e12, color="none", residual=residual)
     result = restorer(photo(48, 48), options)
-    reconstruction = restorer.autoencoder.decode(restorer.autoencoder.encode(result.stage1)).clamp(0, 1)
-    assert_close(result.image, reconstruction, rtol=0, atol=1e-3)
+    reconstruction = restorer.autoencoder.decode(restorer.autoencoder.encode(result.stage1))
+    expected = torch.lerp(reconstruction, result.stage1, residual).clamp(0, 1)
+    assert_close(result.image, expected, rtol=0, atol=1e-3)
+    assert (reconstruction - result.stage1).abs().max() > 0.01
 
 
 def test_single_stages(restorer):
