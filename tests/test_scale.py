@@ -15,8 +15,10 @@ from torch.testing import assert_close
 
 from dataset.shards import write_shard
 from tests.runs import PHOTOS, ROOT, N, as_shipped, assert_equal, run, settings, state
+from utils.sharding import ON_CPU
 from utils.training import find_checkpoint, main
 
+SHARDED = pytest.mark.skipif(not ON_CPU, reason="needs torch 2.9")
 STRATEGIES = {"ddp": "ddp", "fsdp": "{target: utils.sharding.FSDP}"}
 ENDLESS = ["lr_schedule=null", "validate_every=1000000"]
 LIMIT = 300  # seconds after which a test counts as hanging
@@ -77,7 +79,7 @@ class Ranks:
         return "\n".join(file.read_text() for file in self.files)
 
 
-@pytest.mark.parametrize("strategy", STRATEGIES)
+@pytest.mark.parametrize("strategy", ["ddp", pytest.param("fsdp", marks=SHARDED)])
 def test_two_half_batches_give_the_gradient_of_the_whole_one(strategy, tmp_path):
     """After one step of SGD at rate 1, weights before - weights after."""
     options = [
@@ -145,6 +147,7 @@ def test_a_signal_to_one_rank_stops_all_with_a_checkpoint(tmp_path):
     assert int(find_checkpoint(tmp_path / "run", "auto").stem) > N
 
 
+@SHARDED
 def test_a_sharded_training_goes_on_bit_for_bit_and_also_in_one_process(tmp_path):
     """Its checkpoints are whole, those of any other training."""
     constant = ["lr_schedule=null", f"validate_every={N - 1}"]

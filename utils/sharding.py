@@ -18,6 +18,10 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.optim import Optimizer
 from torch.utils._pytree import tree_map_only
 
+from utils.cli import UserError
+
+ON_CPU = torch.__version__ >= "2.9"  # earlier, streams are missing (2.6), or gloo sums where it should average
+
 
 def shard(network: nn.Module, mesh: DeviceMesh) -> None:
     """Spreads a network over the ranks of a mesh, in place; its blocks are gathered one after the other.
@@ -52,12 +56,18 @@ def sharded_like(value: Tensor, reference: Tensor) -> Tensor:
 
 
 class FSDP(ModelParallelStrategy):
-    """Shards what is trained over all ranks; frozen networks stay whole on each of them."""
+    """Shards what is trained over all ranks; frozen networks stay whole on each of them.
+
+    Raises:
+        UserError: on CPUs with a torch that adds gradients up there instead of averaging them (before 2.9).
+    """
 
     def __init__(self, **kwargs: Any):
         super().__init__(tensor_parallel_size=1, save_distributed_checkpoint=False, **kwargs)
 
     def setup_environment(self) -> None:
+        if self.root_device.type == "cpu" and not ON_CPU:
+            raise UserError("trainer.params.strategy: sharded training on CPUs needs torch 2.9 or newer; take ddp")
         self._data_parallel_size = self.num_nodes * self.num_processes
         super().setup_environment()
 

@@ -14,7 +14,9 @@ from torch.testing import assert_close
 
 from model.autoencoder import AutoencoderKL
 from model.swinir import SwinIR
-from utils.sharding import shard, sharded_like, whole
+from utils.sharding import ON_CPU, shard, sharded_like, whole
+
+pytestmark = pytest.mark.skipif(not ON_CPU, reason="needs torch 2.9")
 
 
 def restore(network: nn.Module, image: Tensor) -> Tensor:
@@ -32,6 +34,7 @@ CASES = {
 
 
 def check(rank: int, store: Path, case: str) -> None:
+    torch.set_num_threads(1)  # those of the forked process are not there
     dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
     torch.manual_seed(0)
     call, network, sizes = CASES[case]
