@@ -9,8 +9,8 @@ demo: $(VENV)/.ready  ## restore the photos in inputs/demo
 	$(RUN) inference.py --input inputs/demo --output outputs/demo --save-stages
 	@echo "Look at outputs/demo/ (results) and outputs/demo/stages/ (input, stage 1 and result side by side)."
 
-test: $(VENV)/.ready-test  ## all tests
-	$(RUN) -m pytest
+test: $(VENV)/.ready-test  ## all tests, in two processes
+	$(RUN) -m pytest -n 2 --dist worksteal
 
 lint: $(VENV)/.ready-test  ## style
 	$(VENV)/bin/ruff check .

@@ -1,5 +1,6 @@
 """Fixtures that several test modules share."""
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -7,6 +8,12 @@ import pytest
 import torch
 
 GOLDEN = Path(__file__).parent / "golden"
+
+if workers := os.environ.get("PYTEST_XDIST_WORKER_COUNT"):
+    # The workers share the cores, and so do the processes that tests start.
+    threads = max(1, torch.get_num_threads() // int(workers))
+    os.environ["OMP_NUM_THREADS"] = str(threads)
+    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="session")
