@@ -1,4 +1,4 @@
-"""Fixtures that several test modules share."""
+"""What all test modules share: threads and fixtures."""
 
 import os
 from pathlib import Path
