@@ -1,5 +1,6 @@
 """Two processes on the CPU, with the environment that torchrun gives: gradients, uneven data, errors and signals."""
 
+import faulthandler
 import multiprocessing
 import os
 import signal
@@ -55,6 +56,9 @@ class Ranks:
         }
         torch.set_num_threads(1)
         sys.stdout = sys.stderr = self.files[rank].open("w", buffering=1)
+        for descriptor in (1, 2):  # also what C++ says before it aborts
+            os.dup2(sys.stdout.fileno(), descriptor)
+        faulthandler.enable()
         sys.exit(main("", "", argv))
 
     def wait(self) -> list[int]:
