@@ -153,6 +153,7 @@ def test_training_changes_the_weights_and_lowers_the_loss(tmp_path):
         (["photos={tmp}/empty"], "no images in"),
         (["resume={tmp}/none.ckpt"], "no checkpoint"),
         (["weights.autoencoder={tmp}/none.safetensors"], "weights not found"),
+        (["optimizer.params.fused=true", "frozen_dtype=bf16"], "excludes trainer.params.gradient_clip_val"),
     ],
 )
 def test_bad_input_is_one_sentence_before_any_work(overrides, words, tmp_path, capsys):

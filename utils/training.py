@@ -14,6 +14,7 @@ from pathlib import Path
 import pytorch_lightning as L
 import torch
 from omegaconf import DictConfig, OmegaConf
+from pytorch_lightning.plugins.precision import MixedPrecision
 from pytorch_lightning.strategies import FSDPStrategy, ModelParallelStrategy
 from pytorch_lightning.utilities import rank_zero_only
 
@@ -119,7 +120,7 @@ def build_trainer(config: DictConfig) -> L.Trainer:
     """As configured, except where a CPU lacks bf16.
 
     Raises:
-        UserError: a wrong key, or a sharded strategy whose checkpoints would not be whole.
+        UserError: a wrong key, a sharded strategy whose checkpoints are not whole, or clipping that Lightning refuses.
     """
     node = copy.deepcopy(config.trainer)
     # Steps in our configuration, batches for Lightning.
@@ -131,6 +132,11 @@ def build_trainer(config: DictConfig) -> L.Trainer:
         trainer = instantiate(node, "trainer")
     if isinstance(trainer.strategy, FSDPStrategy | ModelParallelStrategy) and not isinstance(trainer.strategy, FSDP):
         raise UserError("trainer.params.strategy: write {target: utils.sharding.FSDP} for fully sharded training")
+    fused = OmegaConf.select(config, "optimizer.params.fused")
+    if fused and trainer.gradient_clip_val and isinstance(trainer.precision_plugin, MixedPrecision):
+        raise UserError(
+            f"optimizer.params.fused=true excludes trainer.params.gradient_clip_val in {trainer.precision}; drop one"
+        )
     return trainer
 
 
