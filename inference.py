@@ -9,10 +9,12 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from model.restorer import PRECISIONS, Options, Restorer, Result
-from utils.cli import UserError, entry_point
-from utils.image import ImageError, list_images, read_rgb, side_by_side, to_tensor, to_uint8, write_png
-from utils.presets import PRESETS, STAGE1, load_preset, names
+from diffbir.model.options import Options
+from diffbir.model.presets import PRESETS, STAGE1, load_preset, names
+from diffbir.model.restorer import Restorer, Result
+from diffbir.utils.cli import UserError, entry_point
+from diffbir.utils.image import ImageError, list_images, read_rgb, side_by_side, to_tensor, to_uint8, write_png
+from diffbir.utils.precision import PRECISIONS
 
 
 def parser() -> argparse.ArgumentParser:

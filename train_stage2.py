@@ -2,7 +2,7 @@
 
 import sys
 
-from utils.training import main
+from diffbir.model.training.command import main
 
 if __name__ == "__main__":
     sys.exit(main(__doc__, "configs/train/mini/stage2.yaml"))

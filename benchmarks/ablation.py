@@ -26,14 +26,15 @@ from tqdm import tqdm
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.pairs import synthetic_pairs
-from model.networks import weight_files
-from model.restorer import Options, Restorer, Result
-from utils.cli import UserError, entry_point
-from utils.config import ROOT, load_config, project_path, read_config
-from utils.image import side_by_side, to_uint8, write_png
-from utils.metrics import LPIPS, psnr, ssim
-from utils.presets import load_preset
-from utils.training import train
+from diffbir.model.build import weight_files
+from diffbir.model.options import Options
+from diffbir.model.presets import load_preset
+from diffbir.model.restorer import Restorer, Result
+from diffbir.model.training.run import train
+from diffbir.utils.cli import UserError, entry_point
+from diffbir.utils.config import ROOT, load_config, project_path, read_config
+from diffbir.utils.image import side_by_side, to_uint8, write_png
+from diffbir.utils.metrics import LPIPS, psnr, ssim
 
 log = logging.getLogger(__name__)
 

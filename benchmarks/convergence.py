@@ -17,9 +17,9 @@ from numpy.typing import NDArray
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from model.diffusion import Diffusion, alpha_bar_at
-from model.solvers import SOLVERS
-from utils.cli import entry_point
+from diffbir.model.sampling.diffusion import Diffusion, alpha_bar_at
+from diffbir.model.sampling.solvers import SOLVERS
+from diffbir.utils.cli import entry_point
 
 MEAN, VARIANCE = 0.7, 0.25
 FIRST, LAST = 640, 320  # timesteps

@@ -31,14 +31,14 @@ from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from dataset.files import Files
-from dataset.kernels import RandomBlur, RandomSinc
-from dataset.noise import RandomNoise
-from dataset.recipes import SecondOrder
-from dataset.resize import MODES
-from dataset.sources import ImagePairs
-from utils.cli import UserError, entry_point
-from utils.config import instantiate, load_config
+from diffbir.dataset.degradations.blur import RandomBlur, RandomSinc
+from diffbir.dataset.degradations.noise import RandomNoise
+from diffbir.dataset.degradations.recipes import SecondOrder
+from diffbir.dataset.degradations.resize import MODES
+from diffbir.dataset.pairs import ImagePairs
+from diffbir.dataset.sources.files import Files
+from diffbir.utils.cli import UserError, entry_point
+from diffbir.utils.config import instantiate, load_config
 
 PACKAGES = ("numpy", "opencv-python", "torch", "pillow")
 STATISTICS = {

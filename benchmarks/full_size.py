@@ -19,11 +19,11 @@ from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from model.networks import weight_files
-from utils.checkpoint import ROLES
-from utils.cli import UserError, entry_point
-from utils.config import ROOT, instantiate
-from utils.presets import load_preset
+from diffbir.model.build import weight_files
+from diffbir.model.presets import load_preset
+from diffbir.model.weights.checkpoint import ROLES
+from diffbir.utils.cli import UserError, entry_point
+from diffbir.utils.config import ROOT, instantiate
 
 STATUS = Path("/proc/self/status")
 CHILD = """

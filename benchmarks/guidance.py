@@ -16,11 +16,11 @@ from tqdm import tqdm
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.pairs import synthetic_pairs
-from model.restorer import Restorer
-from model.solvers import SOLVERS
-from utils.cli import entry_point
-from utils.metrics import LPIPS, psnr
-from utils.presets import load_preset
+from diffbir.model.presets import load_preset
+from diffbir.model.restorer import Restorer
+from diffbir.model.sampling.solvers import SOLVERS
+from diffbir.utils.cli import entry_point
+from diffbir.utils.metrics import LPIPS, psnr
 
 
 @entry_point

@@ -5,8 +5,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from dataset.sources import ImagePairs
-from utils.config import instantiate, load_config
+from diffbir.dataset.pairs import ImagePairs
+from diffbir.utils.config import instantiate, load_config
 
 DEGRADATION = "configs/dataset/realesrgan.yaml"  # second order, final scale 4, bicubic back to size
 

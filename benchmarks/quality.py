@@ -17,11 +17,11 @@ from tqdm import tqdm
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.pairs import DEGRADATION, synthetic_pairs
-from model.restorer import Restorer
-from utils.cli import entry_point
-from utils.image import side_by_side, to_uint8, write_png
-from utils.metrics import LPIPS, psnr, ssim
-from utils.presets import load_preset
+from diffbir.model.presets import load_preset
+from diffbir.model.restorer import Restorer
+from diffbir.utils.cli import entry_point
+from diffbir.utils.image import side_by_side, to_uint8, write_png
+from diffbir.utils.metrics import LPIPS, psnr, ssim
 
 
 @entry_point

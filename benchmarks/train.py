@@ -28,10 +28,10 @@ from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from model.trainable import Trainable
-from utils.cli import entry_point
-from utils.config import ROOT, load_config
-from utils.training import build_module
+from diffbir.model.training.base import Trainable
+from diffbir.model.training.run import build_module
+from diffbir.utils.cli import entry_point
+from diffbir.utils.config import ROOT, load_config
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 CASES = ("straightforward", "ours")
@@ -45,7 +45,7 @@ def attention(q: Tensor, k: Tensor, v: Tensor, attn_mask: Tensor | None = None, 
 
 
 def window_attention(qkv: Tensor, heads: int, bias: Tensor, mask: Tensor | None = None) -> Tensor:
-    """As `model.attention.window_attention`, in the steps of SwinIR's published code."""
+    """As `model.networks.attention.window_attention`, in the steps of SwinIR's published code."""
     B, nW, N = qkv.shape[:3]
     q, k, v = qkv.reshape(B * nW, N, 3, heads, -1).permute(2, 0, 3, 1, 4).unbind(0)
     logits = (q * q.shape[-1] ** -0.5) @ k.transpose(-2, -1)
@@ -56,7 +56,7 @@ def window_attention(qkv: Tensor, heads: int, bias: Tensor, mask: Tensor | None 
 
 
 def upsample_conv(x: Tensor, conv: nn.Conv2d) -> Tensor:
-    """As `model.layers.upsample_conv`."""
+    """As `model.networks.layers.upsample_conv`."""
     return conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))
 
 
@@ -65,8 +65,8 @@ def straightforward() -> Iterator[None]:
     """Both passes belong in it: with checkpointing, the backward pass runs the forward pass again."""
     with (
         patch.object(F, "scaled_dot_product_attention", attention),
-        patch("model.swinir.window_attention", window_attention),
-        patch("model.swinir.upsample_conv", upsample_conv),
+        patch("model.networks.swinir.window_attention", window_attention),
+        patch("model.networks.swinir.upsample_conv", upsample_conv),
     ):
         yield
 

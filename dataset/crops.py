@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from dataset.resize import resize
+from diffbir.dataset.degradations.resize import resize
 
 
 @dataclass(frozen=True)

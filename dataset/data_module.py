@@ -7,15 +7,16 @@ items then bring a seed each, which their degradation starts from: it depends ne
 import os
 import signal
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import pytorch_lightning as L
 import torch
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset
 
-from dataset.batched import Batched
-from dataset.streams import StreamedPairs
+from diffbir.dataset.degradations.batched import Batched
+from diffbir.dataset.order import DrawSampler
+from diffbir.dataset.streams import StreamedPairs
 
 
 def outlive_signals(_: int) -> None:
@@ -35,30 +36,11 @@ def outlive_signals(_: int) -> None:
     threading.Thread(target=obey, daemon=True).start()
 
 
-class DrawSampler(Sampler[int]):
-    """The draws `start + rank, start + rank + ranks, ...` of a stream that `total` draws are taken from.
-
-    Args:
-        total: draws of the whole run, over all ranks.
-        start: draws already used, over all ranks (a resumed run goes on where it stopped).
-    """
-
-    def __init__(self, total: int, start: int = 0, rank: int = 0, ranks: int = 1):
-        self.total, self.start, self.rank, self.ranks = total, start, rank, ranks
-
-    def __len__(self) -> int:
-        # Of the whole run also when resumed: Lightning counts batches from the run's beginning.
-        return self.total // self.ranks
-
-    def __iter__(self) -> Iterator[int]:
-        return iter(range(self.start + self.rank, self.total, self.ranks))
-
-
 class DataModule(L.LightningDataModule):
     """Batches for the trainer.
 
     Args:
-        train: a dataset that takes any draw number n >= 0 as its index (`dataset.sources.ImagePairs`), or a stream.
+        train: a dataset that takes any draw number n >= 0 as its index (`dataset.pairs.ImagePairs`), or a stream.
         val: a fixed dataset, or None.
         batch_size: items per device and step; the effective batch is this x devices x accumulated batches.
         val_batch_size: items per validation step.

@@ -13,9 +13,9 @@ from safetensors.torch import save_file
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from dataset.sources import permutation
-from utils.cli import UserError
-from utils.files import replacing
+from diffbir.dataset.order import permutation
+from diffbir.utils.cli import UserError
+from diffbir.utils.files import replacing
 
 KEYS = ("posterior", "latent")
 

@@ -13,13 +13,13 @@ from omegaconf import DictConfig
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from dataset.files import Source
-from dataset.latents import CachedLatents
-from dataset.recipes import Recipe, Step
-from dataset.sources import ImagePairs
-from dataset.streams import StreamedPairs
-from utils.config import ConfigError, load_config
-from utils.image import ImageError
+from diffbir.dataset.degradations.recipes import Recipe, Step
+from diffbir.dataset.latents import CachedLatents
+from diffbir.dataset.pairs import ImagePairs
+from diffbir.dataset.sources.files import Source
+from diffbir.dataset.streams import StreamedPairs
+from diffbir.utils.config import ConfigError, load_config
+from diffbir.utils.image import ImageError
 
 log = logging.getLogger(__name__)
 

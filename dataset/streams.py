@@ -12,12 +12,14 @@ import numpy as np
 from numpy.typing import NDArray
 from torch.utils.data import IterableDataset, get_worker_info
 
-from dataset.crops import Crop
-from dataset.files import Captions, Sample
-from dataset.shards import expand_braces, parse_texts
-from dataset.sources import Degradation, Item, make_item, permutation
-from utils.cli import UserError
-from utils.image import SUFFIXES, ImageError, read_rgb
+from diffbir.dataset.crops import Crop
+from diffbir.dataset.order import permutation
+from diffbir.dataset.pairs import Degradation, Item, make_item
+from diffbir.dataset.sources.files import Sample
+from diffbir.dataset.sources.shards import expand_braces, parse_texts
+from diffbir.dataset.sources.tables import Captions
+from diffbir.utils.cli import UserError
+from diffbir.utils.image import SUFFIXES, ImageError, read_rgb
 
 log = logging.getLogger(__name__)
 
@@ -25,7 +27,7 @@ log = logging.getLogger(__name__)
 class StreamedPairs(IterableDataset):
     """Pairs from shards in the WebDataset layout, endlessly, while they arrive (needs the package `webdataset`).
 
-    Shards on a disk are better served by `dataset.shards.Shards`. Here is what can be promised without random access:
+    Shards on a disk are better served by `dataset.sources.shards.Shards`. What can be promised without random access:
 
     - An epoch deals out the shards, in an order of its own, to the loader processes of all ranks; so it has no sample
       twice. Processes go on to their next epoch without waiting for each other: every rank always has a next batch.
@@ -40,9 +42,9 @@ class StreamedPairs(IterableDataset):
             the shard; it is run as it stands, so take no such configuration from a stranger. One or several.
         buffer: samples of a shard that are read ahead and shuffled.
         per_shard: samples in every shard, if all have the same number.
-        captions: see `dataset.files.Captions`.
+        captions: see `dataset.sources.tables.Captions`.
         on_error: 'fail', or 'skip': unreadable images and the rest of broken shards are logged and left out.
-        crop_size, degradation, crop, flip, seed, short_side, target, defer: as those of `dataset.sources.ImagePairs`.
+        crop_size, degradation, crop, flip, seed, short_side, target, defer: as those of `dataset.pairs.ImagePairs`.
     """
 
     def __init__(

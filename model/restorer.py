@@ -6,7 +6,7 @@ The command line, the pictures in the training logs and the benchmarks all call 
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -14,109 +14,43 @@ import torch.nn.functional as F
 from omegaconf import DictConfig
 from torch import Tensor, nn
 
-from model.autoencoder import AutoencoderKL
-from model.cache import CachedControlledUNet
-from model.condition import Condition
-from model.denoiser import ControlledUNet, Denoiser, bind, denoiser, rising, tiled, with_cfg, with_guidance
-from model.diffusion import Diffusion
-from model.guidance import Gain, Guidance, LatentL2Guidance, RgbL2Guidance, constant, during, mean_shift, region_weight
-from model.layers import pad_to_multiple
-from model.networks import build_networks
-from model.solvers import SOLVERS, SPACINGS, sample, timesteps_for
-from model.striped import StripedAutoencoder
-from model.tiling import AUTOMATIC, map_in_windows, plans
-from utils.cli import UserError
-from utils.color import ALIGNMENTS
-from utils.config import check_keys, instantiate
-from utils.memory import FirstThatFits
+from diffbir.model.build import build_networks
+from diffbir.model.networks.autoencoder import AutoencoderKL
+from diffbir.model.networks.condition import Condition
+from diffbir.model.networks.layers import pad_to_multiple
+from diffbir.model.options import Options
+from diffbir.model.sampling.cache import CachedControlledUNet
+from diffbir.model.sampling.denoiser import (
+    ControlledUNet,
+    Denoiser,
+    bind,
+    denoiser,
+    rising,
+    tiled,
+    with_cfg,
+    with_guidance,
+)
+from diffbir.model.sampling.diffusion import Diffusion
+from diffbir.model.sampling.guidance import (
+    Gain,
+    Guidance,
+    LatentL2Guidance,
+    RgbL2Guidance,
+    constant,
+    during,
+    mean_shift,
+    region_weight,
+)
+from diffbir.model.sampling.solvers import sample, timesteps_for
+from diffbir.model.sampling.striped import StripedAutoencoder
+from diffbir.model.sampling.tiling import map_in_windows, plans
+from diffbir.utils.cli import UserError
+from diffbir.utils.color import ALIGNMENTS
+from diffbir.utils.config import check_keys, instantiate
+from diffbir.utils.memory import FirstThatFits
+from diffbir.utils.precision import HALF, PRECISIONS, dtype_of
 
 log = logging.getLogger(__name__)
-
-PRECISIONS = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
-HALF = (torch.float16, torch.bfloat16)
-
-
-def option(
-    default: Any, help: str, choices: Sequence | None = None, low: float | None = None, high: float | None = None
-):
-    return field(default=default, metadata={"help": help, "choices": choices, "low": low, "high": high})
-
-
-@dataclass(frozen=True)
-class Options:
-    """How to restore. A preset changes the defaults; each field is also a flag of `inference.py`.
-
-    Raises:
-        UserError: a value out of range, naming the option.
-    """
-
-    upscale: float = option(1.0, "output size over input size", low=0.1, high=16)
-    stage: str = option(
-        "both", "'1' only removes the degradation, '2' only generates (on the input itself)", ("both", "1", "2")
-    )
-    solver: str = option("ddpm", "sampler", tuple(SOLVERS))
-    steps: int = option(50, "sampling steps: more is slower and sharper", low=1, high=1000)
-    spacing: str = option("auto", "timesteps of the solver; auto is what suits it", ("auto", *SPACINGS))
-    eta: float = option(-1.0, "fresh noise of a stochastic solver, from 0 to 1; -1 is the solver's own", low=-1)
-    start: str = option(
-        "noise", "what sampling starts from: noise, or the noised latent of stage 1", ("noise", "latent")
-    )
-    start_t: int = option(
-        999, "timestep to start at; below 999, with --start latent, few steps suffice", low=1, high=999
-    )
-    noise_aug: int = option(0, "timestep up to which the condition latent is noised", low=0, high=999)
-    guidance_scale: float = option(
-        0.0, "latent guidance: 0 is most realistic, larger is closer to stage 1 (try 3000 to 100000)", low=0
-    )
-    guidance_start: int = option(1000, "first timestep (they descend from 999) that is guided", low=0, high=1000)
-    guidance_stop: int = option(0, "last timestep that is guided", low=0, high=1000)
-    guidance_repeats: int = option(1, "guidance steps in each sampling step", low=1, high=100)
-    guidance_region: bool = option(False, "guide flat regions more than detailed ones")
-    guidance_form: str = option(
-        "implicit",
-        "implicit never overshoots; explicit is a plain step; mean is the paper's shift (solver ddpm)",
-        ("implicit", "explicit", "mean"),
-    )
-    guidance_space: str = option("latent", "where the distance to stage 1 is taken", ("latent", "rgb"))
-    strength: float = option(1.0, "scale of what the branch adds to the UNet", low=0, high=2)
-    cfg_scale: float = option(1.0, "classifier-free guidance by the prompts; 1 is off", low=1)
-    cfg_rising: bool = option(False, "let the scale rise along the chain from 1 to 1 + cfg-scale")
-    cfg_stop: int = option(0, "last timestep with classifier-free guidance: a larger one is faster", low=0, high=1000)
-    branch_every: int = option(1, "evaluate the branch only every so many steps: faster", low=1)
-    deep_every: int = option(1, "evaluate the deep blocks of the UNet only every so many steps: faster", low=1)
-    prompt: str = option("", "what the image shows (models with text only)")
-    negative_prompt: str = option("", "what to keep away from (with --cfg-scale above 1)")
-    residual: float = option(
-        0.0, "how much of the detail that the autoencoder loses of stage 1 is put back, 0 to 1", low=0, high=1
-    )
-    color: str = option("wavelet", "colour alignment to stage 1", tuple(ALIGNMENTS))
-    tile: int = option(
-        512,
-        "side of the windows that larger images are computed in, pixels; 0 is never, -1 what fits free memory",
-        low=AUTOMATIC,
-    )
-    min_side: int = option(
-        0,
-        "shorter images are enlarged to this side for stage 2, pixels: large models need it",
-        low=0,
-    )
-    seed: int = option(0, "noise of every image follows from it, whatever the order", low=0)
-
-    def __post_init__(self):
-        for name, spec in self.__dataclass_fields__.items():
-            value, meta = getattr(self, name), spec.metadata
-            if meta["choices"] and value not in meta["choices"]:
-                raise UserError(f"{name} must be one of {', '.join(meta['choices'])}, not '{value}'")
-            if meta["low"] is not None and value < meta["low"]:
-                raise UserError(f"{name} must be at least {meta['low']}, not {value}")
-            if meta["high"] is not None and value > meta["high"]:
-                raise UserError(f"{name} must be at most {meta['high']}, not {value}")
-        if self.start == "noise" and self.start_t < 999:
-            raise UserError("start_t below 999 needs start 'latent': pure noise belongs to the last timestep")
-        if self.guidance_form == "mean" and self.solver != "ddpm":
-            raise UserError("guidance_form 'mean' shifts the mean of a ddpm step; use solver ddpm, or another form")
-        if self.eta >= 0 and SOLVERS[self.solver].eta is None:
-            raise UserError(f"eta is for stochastic solvers, not for {self.solver}")
 
 
 @dataclass(frozen=True)
@@ -178,7 +112,7 @@ class Restorer:
         stage: str | None = None,
         offload: bool = False,
     ) -> "Restorer":
-        """Builds from a preset (see `utils.presets.load_preset`).
+        """Builds from a preset (see `model.presets.load_preset`).
 
         Args:
             precision: key of `PRECISIONS`. With fp16 the autoencoder is float32: its activations exceed fp16's range.
@@ -369,10 +303,6 @@ def resize(images: Tensor, size: Sequence[int]) -> Tensor:
     if tuple(images.shape[-2:]) == tuple(size):
         return images
     return F.interpolate(images, tuple(size), mode="bicubic", antialias=size[0] < images.shape[-2]).clamp(0, 1)
-
-
-def dtype_of(module: nn.Module) -> torch.dtype:
-    return next((p.dtype for p in module.parameters()), torch.float32)
 
 
 def finite(module: nn.Module, function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:

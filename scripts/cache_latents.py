@@ -21,12 +21,12 @@ from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from dataset.data_module import DrawSampler
-from dataset.latents import prompts, write
-from dataset.sources import ImagePairs
-from model.networks import build_networks
-from utils.cli import UserError, entry_point
-from utils.config import instantiate, load_config
+from diffbir.dataset.latents import prompts, write
+from diffbir.dataset.order import DrawSampler
+from diffbir.dataset.pairs import ImagePairs
+from diffbir.model.build import build_networks
+from diffbir.utils.cli import UserError, entry_point
+from diffbir.utils.config import instantiate, load_config
 
 BATCHES = 32  # of one file
 
@@ -45,7 +45,7 @@ def main(argv: list[str] | None = None) -> None:
     config = load_config(args.config, [*args.overrides, "degrade_on_device=false"])
     dataset = instantiate(config.data.params.train, "data.params.train")
     if not isinstance(dataset, ImagePairs):
-        raise UserError(f"data.params.train of {args.config}: only draws of dataset.sources.ImagePairs can be repeated")
+        raise UserError(f"data.params.train of {args.config}: only draws of dataset.pairs.ImagePairs can be repeated")
     device = "cuda" if torch.cuda.is_available() else "cpu"
     networks = {k: v.to(device).eval() for k, v in build_networks(config, ("stage1", "autoencoder")).items()}
 

@@ -16,14 +16,14 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from dataset.files import Files
-from dataset.preflight import Recorded, read_recipe, scan, throughput
-from dataset.recipes import Recipe
-from dataset.sources import ImagePairs
-from utils.cli import UserError, entry_point
-from utils.config import instantiate, load_config
-from utils.files import replacing
-from utils.image import side_by_side, to_uint8, write_png
+from diffbir.dataset.degradations.recipes import Recipe
+from diffbir.dataset.pairs import ImagePairs
+from diffbir.dataset.preflight import Recorded, read_recipe, scan, throughput
+from diffbir.dataset.sources.files import Files
+from diffbir.utils.cli import UserError, entry_point
+from diffbir.utils.config import instantiate, load_config
+from diffbir.utils.files import replacing
+from diffbir.utils.image import side_by_side, to_uint8, write_png
 
 
 @entry_point

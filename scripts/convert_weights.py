@@ -17,13 +17,13 @@ from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from model.networks import build_networks
-from utils.checkpoint import ROLES, save_weights
-from utils.cli import UserError, entry_point
-from utils.config import instantiate
-from utils.diffusers_layout import COMPONENTS, config_json, scheduler_json, to_diffusers
-from utils.ncnn import find_realesrgan, read_rrdbnet
-from utils.presets import PRESETS, STAGE1, load_preset, names
+from diffbir.model.build import build_networks
+from diffbir.model.presets import PRESETS, STAGE1, load_preset, names
+from diffbir.model.weights.checkpoint import ROLES, save_weights
+from diffbir.model.weights.diffusers_layout import COMPONENTS, config_json, scheduler_json, to_diffusers
+from diffbir.model.weights.ncnn import find_realesrgan, read_rrdbnet
+from diffbir.utils.cli import UserError, entry_point
+from diffbir.utils.config import instantiate
 
 
 @entry_point

@@ -15,11 +15,11 @@ from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from model.networks import weight_files
-from utils.cli import UserError, entry_point
-from utils.config import project_path
-from utils.presets import PRESETS, STAGE1, load_preset, names
-from utils.weights import FOLDER, PublishedFile, table
+from diffbir.model.build import weight_files
+from diffbir.model.presets import PRESETS, STAGE1, load_preset, names
+from diffbir.model.weights.published import FOLDER, PublishedFile, table
+from diffbir.utils.cli import UserError, entry_point
+from diffbir.utils.config import project_path
 
 
 @entry_point

@@ -15,10 +15,10 @@ from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from dataset.sources import permutation
-from utils.cli import UserError, entry_point
-from utils.files import replacing
-from utils.image import list_images
+from diffbir.dataset.order import permutation
+from diffbir.utils.cli import UserError, entry_point
+from diffbir.utils.files import replacing
+from diffbir.utils.image import list_images
 
 
 @entry_point

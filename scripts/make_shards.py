@@ -18,11 +18,12 @@ from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from dataset.files import TABLES, Files, Table
-from dataset.shards import load_index, write_shard
-from dataset.sources import permutation
-from utils.cli import UserError, entry_point
-from utils.image import ImageError, read_rgb
+from diffbir.dataset.order import permutation
+from diffbir.dataset.sources.files import Files
+from diffbir.dataset.sources.shards import load_index, write_shard
+from diffbir.dataset.sources.tables import TABLES, Table
+from diffbir.utils.cli import UserError, entry_point
+from diffbir.utils.image import ImageError, read_rgb
 
 
 @entry_point

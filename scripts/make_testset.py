@@ -1,7 +1,7 @@
 """Makes a fixed synthetic test set: hq/ and lq/ with PNGs of the same names, and what they were made from.
 
 testset.json holds the seed, and of every pair its image and what was drawn for it; recipe.yaml is the degradation. The
-same command makes the same pixels. Read it as pairs with `dataset.files.PairFolders`.
+same command makes the same pixels. Read it as pairs with `dataset.sources.pairs.PairFolders`.
 
 Example:
     python scripts/make_testset.py photos --degradation configs/dataset/realesrgan.yaml --output testsets/photos
@@ -18,12 +18,12 @@ from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from dataset.preflight import Recorded, read_recipe
-from dataset.sources import ImagePairs
-from utils.cli import UserError, entry_point
-from utils.config import instantiate
-from utils.files import replacing
-from utils.image import to_uint8, write_png
+from diffbir.dataset.pairs import ImagePairs
+from diffbir.dataset.preflight import Recorded, read_recipe
+from diffbir.utils.cli import UserError, entry_point
+from diffbir.utils.config import instantiate
+from diffbir.utils.files import replacing
+from diffbir.utils.image import to_uint8, write_png
 
 PACKAGES = ("numpy", "opencv-python", "pillow")  # their versions may change pixels
 

@@ -10,8 +10,8 @@ from pathlib import Path
 import torch
 from omegaconf import OmegaConf
 
-from utils.config import load_config, read_config
-from utils.training import train
+from diffbir.model.training.run import train
+from diffbir.utils.config import load_config, read_config
 
 ROOT = Path(__file__).parents[1]
 N = 3

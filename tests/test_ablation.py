@@ -8,11 +8,11 @@ from safetensors.torch import load_file
 from torch.testing import assert_close
 
 from benchmarks import ablation
-from model.networks import build_networks
-from model.restorer import Restorer
-from utils.config import instantiate, load_config, read_config
-from utils.presets import load_preset
-from utils.training import build_module, train
+from diffbir.model.build import build_networks
+from diffbir.model.presets import load_preset
+from diffbir.model.restorer import Restorer
+from diffbir.model.training.run import build_module, train
+from diffbir.utils.config import instantiate, load_config, read_config
 
 ROOT = Path(__file__).parents[1]
 FOLDER = ROOT / "configs" / "ablation"
@@ -172,8 +172,8 @@ def test_one_command_trains_compares_and_goes_on(tmp_path, monkeypatch, capsys):
 
 
 def test_scores_are_zero_distance_for_the_clean_photo():
-    from model.restorer import Result
-    from utils.metrics import LPIPS
+    from diffbir.model.restorer import Result
+    from diffbir.utils.metrics import LPIPS
 
     x = photo(2)
     row = dict(zip(ablation.MEASURES, ablation.scores(Result(x, x, x), x, LPIPS()), strict=True))

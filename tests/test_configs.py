@@ -5,11 +5,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from model.networks import build_networks
-from model.restorer import Restorer
-from utils.config import check_keys, instantiate, load_config
-from utils.presets import PRESETS, STAGE1, load_preset, names
-from utils.training import OPTIONAL, REQUIRED
+from diffbir.model.build import build_networks
+from diffbir.model.presets import PRESETS, STAGE1, load_preset, names
+from diffbir.model.restorer import Restorer
+from diffbir.model.training.run import OPTIONAL, REQUIRED
+from diffbir.utils.config import check_keys, instantiate, load_config
 
 ROOT = Path(__file__).parents[1]
 CONFIGS = sorted((ROOT / "configs").rglob("*.yaml"))

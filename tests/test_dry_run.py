@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from utils.config import load_config, read_config
-from utils.training import main
+from diffbir.model.training.command import main
+from diffbir.utils.config import load_config, read_config
 
 ROOT = Path(__file__).parents[1]
 CONFIGS = [

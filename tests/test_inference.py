@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 import inference
-from utils.image import read_rgb
+from diffbir.utils.image import read_rgb
 
 FAST = ["--steps", "2"]
 

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from diffbir.model.training.checkpointing import find_checkpoint
 from scripts import make_shards
 from tests.runs import PHOTOS, STAGES, N, assert_equal, process, run, state, wait_for
-from utils.training import find_checkpoint
 
 
 def losses(run_dir: Path) -> list[set[tuple[int, float]]]:

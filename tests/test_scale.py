@@ -14,13 +14,14 @@ import torch
 from safetensors.torch import load_file
 from torch.testing import assert_close
 
-from dataset.shards import write_shard
+from diffbir.dataset.sources.shards import write_shard
+from diffbir.model.training.checkpointing import find_checkpoint
+from diffbir.model.training.command import main
+from diffbir.model.training.sharding import ON_CPU
 from tests.runs import PHOTOS, ROOT, N, as_shipped, assert_equal, run, settings, state
-from utils.sharding import ON_CPU
-from utils.training import find_checkpoint, main
 
 SHARDED = pytest.mark.skipif(not ON_CPU, reason="needs torch 2.9")
-STRATEGIES = {"ddp": "ddp", "fsdp": "{target: utils.sharding.FSDP}"}
+STRATEGIES = {"ddp": "ddp", "fsdp": "{target: model.training.sharding.FSDP}"}
 ENDLESS = ["lr_schedule=null", "validate_every=1000000"]
 LIMIT = 300  # seconds after which a test counts as hanging
 

@@ -13,10 +13,12 @@ import torch
 from omegaconf import OmegaConf
 from safetensors.torch import load_file
 
-from dataset.batched import Batched
-from dataset.recipes import Recipe
-from utils.config import load_config
-from utils.training import find_checkpoint, main, train
+from diffbir.dataset.degradations.batched import Batched
+from diffbir.dataset.degradations.recipes import Recipe
+from diffbir.model.training.checkpointing import find_checkpoint
+from diffbir.model.training.command import main
+from diffbir.model.training.run import train
+from diffbir.utils.config import load_config
 
 ROOT = Path(__file__).parents[1]
 SMALL = [
@@ -127,8 +129,8 @@ def test_ctrl_c_leaves_a_checkpoint_that_resumes(tmp_path):
 
 def test_training_changes_the_weights_and_lowers_the_loss(tmp_path):
     """Forty steps on a fixed batch: the loss of stage 1 must fall."""
-    from model.stage1 import Stage1
-    from utils.config import instantiate
+    from diffbir.model.training.stage1 import Stage1
+    from diffbir.utils.config import instantiate
 
     config = load_config(ROOT / "configs/train/mini/stage1.yaml", settings("stage1", tmp_path, 40))
     torch.manual_seed(0)

@@ -17,13 +17,15 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
-from utils.cli import UserError
+from diffbir.utils import moved
+from diffbir.utils.cli import UserError
 
 ROOT = Path(__file__).resolve().parents[1]
 
 # A YAML from a stranger is code: it may only build the classes of this project and those that these modules document.
 # Functions and deeper modules are left out: pytorch_lightning.cli or torch.utils.data.datapipes would run anything.
-OWN = ("model", "dataset", "utils")
+NAMESPACE = "diffbir"
+OWN = ("model", "dataset", "utils")  # its folders; `model.x.Y` is short for `diffbir.model.x.Y`
 LIBRARIES = (
     "torch.nn",
     "torch.optim",
@@ -184,11 +186,17 @@ def _open_keys(node: Any, path: str = "") -> Iterator[str]:
         yield from _open_keys(value, _join(path, key))
 
 
+def full_name(target: str) -> str:
+    """`model.x.Y` -> `diffbir.model.x.Y`, where it is today if an older configuration names it."""
+    target = moved.today(target.removeprefix(f"{NAMESPACE}."))
+    return f"{NAMESPACE}.{target}" if target.partition(".")[0] in OWN else target
+
+
 def _locate(name: Any, path: str) -> type:
-    module_name, _, attribute = str(name).rpartition(".")
+    module_name, _, attribute = full_name(str(name)).rpartition(".")
     package = module_name.partition(".")[0]
     refusal = f"{path}: '{name}' is refused; it must be a class of this project or of {', '.join(LIBRARIES)}"
-    if package not in OWN and module_name not in LIBRARIES:
+    if not module_name.startswith(tuple(f"{NAMESPACE}.{folder}." for folder in OWN)) and module_name not in LIBRARIES:
         raise ConfigError(refusal)
     try:
         found = getattr(importlib.import_module(module_name), attribute)

@@ -1,6 +1,7 @@
 """What memory is free, and what to do when it isn't."""
 
 import logging
+import resource
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Generic, TypeVar
@@ -56,3 +57,10 @@ class FirstThatFits(Generic[Plan]):
             log.warning("out of memory with %s; it goes on with %s", failed, self.plans[0])
             if torch.cuda.is_available():
                 torch.cuda.empty_cache()
+
+
+def peak_bytes(device: torch.device) -> int:
+    """Most memory that tensors have taken on a GPU, or that this process has taken, so far."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

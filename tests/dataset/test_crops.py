@@ -4,10 +4,10 @@ from numpy.testing import assert_array_equal
 from skimage import data
 from torch.testing import assert_close
 
-from dataset.crops import Crop
-from dataset.resize import resize
-from dataset.sources import ImagePairs
-from utils.image import to_tensor, write_png
+from diffbir.dataset.crops import Crop
+from diffbir.dataset.degradations.resize import resize
+from diffbir.dataset.pairs import ImagePairs
+from diffbir.utils.image import to_tensor, write_png
 
 PHOTO = data.astronaut()[:60, :80]
 

@@ -7,13 +7,13 @@ import torch
 from skimage.data import astronaut
 from torch.utils.data import Dataset
 
-from dataset.batched import Batched
-from dataset.data_module import DataModule
-from dataset.shards import Shards, write_shard
-from dataset.sources import ImagePairs
-from dataset.streams import StreamedPairs
-from utils.config import instantiate, load_config
-from utils.image import write_png
+from diffbir.dataset.data_module import DataModule
+from diffbir.dataset.degradations.batched import Batched
+from diffbir.dataset.pairs import ImagePairs
+from diffbir.dataset.sources.shards import Shards, write_shard
+from diffbir.dataset.streams import StreamedPairs
+from diffbir.utils.config import instantiate, load_config
+from diffbir.utils.image import write_png
 
 
 class Recorder(L.LightningModule):
@@ -140,10 +140,14 @@ def test_a_deferred_pair_depends_on_its_seed_alone(photos, batch_size, workers):
 
 
 def test_a_validation_set_has_its_own_degradation_on_the_accelerator(photos):
-    noise = {"target": "dataset.noise.RandomNoise", "params": {"sigma": [0, 0]}}
-    params = {"blur": {"target": "dataset.kernels.RandomBlur", "params": {"sizes": [7, 7], "kinds": {"iso": 1}}}}
+    noise = {"target": "dataset.degradations.noise.RandomNoise", "params": {"sigma": [0, 0]}}
+    params = {
+        "blur": {"target": "dataset.degradations.blur.RandomBlur", "params": {"sizes": [7, 7], "kinds": {"iso": 1}}}
+    }
     params["blur"]["params"] |= {"sigma": [1, 1], "prob": 0}
-    plain = instantiate({"target": "dataset.recipes.Classical", "params": {**params, "scale": [1], "noise": noise}})
+    plain = instantiate(
+        {"target": "dataset.degradations.recipes.Classical", "params": {**params, "scale": [1], "noise": noise}}
+    )
     val = deferred(photos, degradation=plain, crop="centre", flip=False, shuffle=False, limit=2)
     module = fit_deferred(DataModule(deferred(photos), val, batch_size=2, num_workers=0), 2, val_check_interval=2)
     assert len(module.validated) == 2

@@ -7,11 +7,11 @@ import pytest
 import torch
 from torch.utils.data import default_collate
 
-from dataset.latents import CachedLatents
+from diffbir.dataset.latents import CachedLatents
+from diffbir.model.training.command import main as train
+from diffbir.model.training.run import build_module
+from diffbir.utils.config import instantiate, load_config
 from tests.runs import PHOTOS, ROOT, TINY, state
-from utils.config import instantiate, load_config
-from utils.training import build_module
-from utils.training import main as train
 
 CONFIG = str(ROOT / "configs/train/mini/stage2.yaml")
 DRAWS, BATCH = 34, 1  # more than one file

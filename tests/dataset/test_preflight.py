@@ -9,14 +9,14 @@ from skimage import data
 from torch.testing import assert_close
 from torch.utils.data import DataLoader
 
-from dataset.files import Files
-from dataset.preflight import Recorded, quick_check, scan, throughput
-from dataset.shards import write_shard
-from dataset.sources import ImagePairs
-from dataset.streams import StreamedPairs
-from utils.cli import UserError, entry_point
-from utils.config import instantiate, load_config
-from utils.image import write_png
+from diffbir.dataset.pairs import ImagePairs
+from diffbir.dataset.preflight import Recorded, quick_check, scan, throughput
+from diffbir.dataset.sources.files import Files
+from diffbir.dataset.sources.shards import write_shard
+from diffbir.dataset.streams import StreamedPairs
+from diffbir.utils.cli import UserError, entry_point
+from diffbir.utils.config import instantiate, load_config
+from diffbir.utils.image import write_png
 
 RNG = np.random.default_rng(0)
 SIZES = [(3, 1), (40, 30), (64, 70), (130, 512)]

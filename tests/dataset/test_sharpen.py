@@ -5,7 +5,7 @@ from numpy.testing import assert_allclose, assert_array_equal
 from scipy.ndimage import correlate1d
 from skimage import data
 
-from dataset.sharpen import UnsharpMask
+from diffbir.dataset.sharpen import UnsharpMask
 from tests.golden.fill import image as golden_image
 
 

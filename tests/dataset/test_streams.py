@@ -8,10 +8,10 @@ import torch
 from skimage import data
 from torch.utils.data import DataLoader
 
-from dataset.shards import write_shard
-from dataset.streams import StreamedPairs
-from utils.cli import UserError
-from utils.image import write_png
+from diffbir.dataset.sources.shards import write_shard
+from diffbir.dataset.streams import StreamedPairs
+from diffbir.utils.cli import UserError
+from diffbir.utils.image import write_png
 
 pytest.importorskip("webdataset")
 COUNTS = (3, 1, 7, 2, 5, 4, 9)

@@ -4,9 +4,11 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from model.restorer import PRECISIONS, Options, Restorer, dtype_of
-from utils.cli import UserError
-from utils.presets import load_preset
+from diffbir.model.options import Options
+from diffbir.model.presets import load_preset
+from diffbir.model.restorer import Restorer
+from diffbir.utils.cli import UserError
+from diffbir.utils.precision import PRECISIONS, dtype_of
 
 
 @pytest.fixture(scope="module")

@@ -11,11 +11,11 @@ from numpy.testing import assert_array_equal
 from omegaconf import OmegaConf
 from PIL import Image
 
-from dataset.files import PairFolders
-from dataset.shards import Shards
-from dataset.sources import ImagePairs
-from utils.config import instantiate
-from utils.image import list_images, read_rgb, to_uint8, write_png
+from diffbir.dataset.pairs import ImagePairs
+from diffbir.dataset.sources.pairs import PairFolders
+from diffbir.dataset.sources.shards import Shards
+from diffbir.utils.config import instantiate
+from diffbir.utils.image import list_images, read_rgb, to_uint8, write_png
 
 ROOT = Path(__file__).parents[2]
 RECIPE = str(ROOT / "configs/dataset/codeformer.yaml")

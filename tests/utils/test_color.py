@@ -3,8 +3,8 @@ import torch
 from torch import Tensor
 from torch.testing import assert_close
 
+from diffbir.utils.color import ALIGNMENTS, adain, low_frequencies, wavelet
 from tests.golden.fill import image
-from utils.color import ALIGNMENTS, adain, low_frequencies, wavelet
 
 SHAPE = (1, 3, 48, 40)
 

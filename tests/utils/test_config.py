@@ -15,7 +15,7 @@ import yaml
 from omegaconf import OmegaConf
 from torch import nn
 
-from utils.config import ROOT, ConfigError, check_keys, instantiate, load_config, project_path
+from diffbir.utils.config import ROOT, ConfigError, check_keys, instantiate, load_config, project_path
 
 Writer = Callable[[str, str], Path]
 
@@ -226,7 +226,7 @@ def test_an_override_of_an_unknown_key_is_refused_with_its_full_path_and_a_hint(
 
 def test_an_override_may_name_a_parameter_that_the_yaml_leaves_at_its_default(write):
     """Whether it exists, the constructor knows."""
-    path = write("main.yaml", "net: {target: model.unet.UNet, params: {in_channels: 4}}")
+    path = write("main.yaml", "net: {target: model.networks.unet.UNet, params: {in_channels: 4}}")
     assert load_config(path, ["net.params.model_channels=32"]).net.params.model_channels == 32
     with refused("unknown key 'net.params.model_channelz'", "did you mean 'model_channels'"):
         instantiate(load_config(path, ["net.params.model_channelz=32"]).net, "net")
@@ -363,12 +363,12 @@ def test_params_that_are_not_a_mapping_are_refused():
 
 
 def test_what_the_constructor_refuses_is_told_with_the_path_and_its_reason():
-    node = {"target": "model.swinir.SwinIR", "params": {"upsampler": "wrong"}}
-    with refused("networks.stage1: model.swinir.SwinIR", "upsampler must be one of"):
+    node = {"target": "model.networks.swinir.SwinIR", "params": {"upsampler": "wrong"}}
+    with refused("networks.stage1: model.networks.swinir.SwinIR", "upsampler must be one of"):
         instantiate(node, "networks.stage1")
 
 
-@pytest.mark.parametrize("target", ["torch.nn.Convv2d", "model.swinir.SwinIr", "model.swinr.SwinIR"])
+@pytest.mark.parametrize("target", ["torch.nn.Convv2d", "model.networks.swinir.SwinIr", "model.swinr.SwinIR"])
 def test_a_typo_in_a_target_is_named_with_its_path(target):
     with refused("net.target", f"there is no '{target}'"):
         instantiate({"target": target}, "net")
@@ -472,12 +472,12 @@ def attack(target: str, mark: Path, tmp_path: Path) -> dict[str, Any]:
         "utils.config.functools.partial",
         "utils.config.Path",
         "utils.config.ROOT.write_text",
-        "utils.training.subprocess.run",
+        "model.training.run.subprocess.run",
         "utils.image.os.system",
-        "model.swinir.torch.load",
-        "model.swinir.SwinIR.__init__.__globals__.get",
-        "model.swinir.SwinIR.__subclasses__",
-        "model.swinir.SwinIR.__class__",
+        "model.networks.swinir.torch.load",
+        "model.networks.swinir.SwinIR.__init__.__globals__.get",
+        "model.networks.swinir.SwinIR.__subclasses__",
+        "model.networks.swinir.SwinIR.__class__",
         # inside, but they run or write what they are told to
         "pytorch_lightning.cli.instantiate_class",
         "torch.utils.data.datapipes.utils.decoder.basichandlers",
@@ -494,13 +494,15 @@ def test_a_target_that_could_run_anything_is_refused_and_not_run(target, partial
 
 def test_refused_targets_are_refused_before_their_arguments_are_built(mark, tmp_path):
     """Arguments are built first, so an allowed one inside a refused one must wait for the check."""
-    inner = {"target": "utils.checkpoint.save_weights", "params": {"state": {}, "path": str(mark)}}
+    inner = {"target": "model.weights.checkpoint.save_weights", "params": {"state": {}, "path": str(mark)}}
     with refused("net.target", "os.system"):
         instantiate({"target": "os.system", "params": {"command": inner}}, "net")
     assert not mark.exists()
 
 
-@pytest.mark.parametrize("target", ["model.swinir.RGB_MEAN", "utils.config.ROOT", "torch.nn.functional", "model", ""])
+@pytest.mark.parametrize(
+    "target", ["model.networks.swinir.RGB_MEAN", "utils.config.ROOT", "torch.nn.functional", "model", ""]
+)
 def test_a_target_that_is_not_a_class_or_function_is_refused(target):
     with refused("net.target", f"'{target}' is refused"):
         instantiate({"target": target}, "net")
@@ -517,9 +519,11 @@ def test_a_yaml_file_with_python_tags_or_a_binary_pickle_does_not_run_it(write, 
 
 def test_a_misspelt_key_is_found_through_a_subclass_that_hands_keys_on():
     """`UNet` takes the dimensions of its base by **kwargs; a typo there must still be named by its full path."""
-    node = OmegaConf.create({"target": "model.unet.UNet", "params": {"model_channelz": 32}})
+    node = OmegaConf.create({"target": "model.networks.unet.UNet", "params": {"model_channelz": 32}})
     with pytest.raises(ConfigError, match=r"networks\.unet\.params\.model_channelz.*did you mean 'model_channels'"):
         instantiate(node, "networks.unet")
-    partial = OmegaConf.create({"target": "model.stage1.Stage1", "partial": True, "params": {"optimiser": None}})
+    partial = OmegaConf.create(
+        {"target": "model.training.stage1.Stage1", "partial": True, "params": {"optimiser": None}}
+    )
     with pytest.raises(ConfigError, match=r"module\.params\.optimiser"):
         instantiate(partial, "module")

@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 
-from utils.files import replacing
+from diffbir.utils.files import replacing
 
 
 def contents(folder: Path) -> dict[str, str]:

@@ -13,8 +13,8 @@ from PIL import Image, ImageCms
 from skimage import data
 from torch.testing import assert_close
 
-from utils.cli import UserError
-from utils.image import ImageError, list_images, read_rgb, side_by_side, to_tensor, to_uint8, write_png
+from diffbir.utils.cli import UserError
+from diffbir.utils.image import ImageError, list_images, read_rgb, side_by_side, to_tensor, to_uint8, write_png
 
 ORIENTATION = 0x0112  # the EXIF tag
 

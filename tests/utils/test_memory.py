@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from utils.memory import UNKNOWN, FirstThatFits, free_bytes, is_out_of_memory
+from diffbir.utils.memory import UNKNOWN, FirstThatFits, free_bytes, is_out_of_memory
 
 
 def test_sizes_shrink_until_they_fit_and_stay(caplog):

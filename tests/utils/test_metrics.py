@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.testing import assert_close
 from torchmetrics.functional.image.lpips import _NoTrainLpips
 
-from utils.metrics import LPIPS, psnr, ssim
+from diffbir.utils.metrics import LPIPS, psnr, ssim
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,56 @@
+"""Where pictures come from: folders, lists, tables with captions, folders of ready-made pairs.
+
+A source numbers its pictures and reads them one at a time; `dataset.sources.shards` has another one, for tar files.
+"""
+
+from pathlib import Path
+from typing import NamedTuple, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from diffbir.utils.image import list_images, read_rgb
+
+
+class Sample(NamedTuple):
+    """`hq` (H, W, 3) uint8 RGB; `lq` likewise and of the same size, where the source has ready-made pairs."""
+
+    hq: NDArray[np.uint8]
+    prompt: str = ""
+    lq: NDArray[np.uint8] | None = None
+
+
+class Source(Protocol):
+    """Numbered pictures that can be read in any order, from any process."""
+
+    paired: bool  # whether samples come with `lq`
+
+    def __len__(self) -> int: ...
+
+    def name(self, i: int) -> str:
+        """What messages call picture `i`."""
+
+    def read(self, i: int, rng: np.random.Generator) -> Sample:
+        """Reads picture `i`; `rng` draws among its captions.
+
+        Raises:
+            ImageError: it cannot be read; the message names it.
+        """
+
+
+class Files:
+    """The images below a folder, in a list file, or one image (see `utils.image.list_images`)."""
+
+    paired = False
+
+    def __init__(self, source: str | Path):
+        self.paths = list_images(source)
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def name(self, i: int) -> str:
+        return str(self.paths[i])
+
+    def read(self, i: int, rng: np.random.Generator) -> Sample:
+        return Sample(read_rgb(self.paths[i]))

@@ -1,0 +1,79 @@
+"""What every training module shares: which networks are trained, their optimizer, randomness and checkpoint."""
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import pytorch_lightning as L
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+
+from diffbir.model.training.sharding import shard
+from diffbir.utils.metrics import LPIPS, psnr, ssim
+
+
+class Trainable(L.LightningModule):
+    """Base of the training modules; a subclass is only encode, loss, log.
+
+    Args:
+        trained: networks to optimize, by the name that their exported weights get.
+        frozen: networks that are only used.
+        optimizer: parameters -> optimizer.
+        lr_schedule: optimizer -> schedule, stepped once per optimizer step; None keeps the rate constant.
+        seed: what the noise of every step follows from.
+    """
+
+    def __init__(
+        self,
+        trained: Mapping[str, nn.Module],
+        frozen: Mapping[str, nn.Module],
+        optimizer: Callable[[Iterator[nn.Parameter]], Optimizer],
+        lr_schedule: Callable[[Optimizer], LRScheduler] | None = None,
+        seed: int = 0,
+    ):
+        super().__init__()
+        self.trained, self.frozen = nn.ModuleDict(trained), nn.ModuleDict(frozen)
+        self.frozen.requires_grad_(False)
+        self.lpips = LPIPS()
+        self.optimizer, self.lr_schedule, self.seed = optimizer, lr_schedule, seed
+        self.strict_loading = False  # checkpoints leave out what is frozen
+
+    def configure_model(self) -> None:
+        if self.device_mesh is not None:  # the strategy is `model.training.sharding.FSDP`
+            for network in self.trained.values():
+                shard(network, self.device_mesh["data_parallel"])
+
+    def configure_optimizers(self) -> Any:
+        optimizer = self.optimizer(p for p in self.trained.parameters() if p.requires_grad)
+        if self.lr_schedule is None:
+            return optimizer
+        return {
+            "optimizer": optimizer,
+            "lr_scheduler": {"scheduler": self.lr_schedule(optimizer), "interval": "step"},
+        }
+
+    def train(self, mode: bool = True) -> "Trainable":
+        super().train(mode)
+        self.frozen.eval()
+        return self
+
+    def state_dict(self, *args, **kwargs) -> dict[str, Tensor]:
+        """Only what is trained: a stage-2 checkpoint doesn't carry the frozen gigabytes."""
+        trained = {name for name, p in self.named_parameters() if p.requires_grad}
+        return {k: v for k, v in super().state_dict(*args, **kwargs).items() if k in trained}
+
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+        # Noise follows from the step, not from what happened before: a resumed run draws what it would have drawn.
+        accumulated = self.trainer.accumulate_grad_batches
+        number = self.trainer.global_step * accumulated + batch_idx % accumulated
+        torch.manual_seed((self.seed * 1_000_003 + number) * 65_537 + self.global_rank)
+
+    def log_scores(self, x: Tensor, y: Tensor) -> None:
+        """Logs validation PSNR, SSIM and LPIPS of x, (B, 3, H, W) in [0, 1], against y."""
+        scores = {"psnr": psnr(x, y), "ssim": ssim(x, y), "lpips": self.lpips(x, y)}
+        self.log_dict({f"val/{k}": v.mean() for k, v in scores.items()}, prog_bar=True, batch_size=len(x))
+
+    def images(self, batch: dict[str, Any]) -> dict[str, Tensor]:
+        """Pictures of one validation batch for the logs: title -> (B, 3, H, W) in [0, 1]."""
+        raise NotImplementedError

@@ -1,0 +1,86 @@
+"""Checkpoints of a training: written whole, between steps, and found again."""
+
+import logging
+import os
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as L
+import torch
+from lightning_fabric.plugins.io import TorchCheckpointIO
+
+from diffbir.model.training.base import Trainable
+from diffbir.model.training.guards import Stop
+from diffbir.utils.cli import UserError
+from diffbir.utils.files import replacing
+
+log = logging.getLogger(__name__)
+
+
+def find_checkpoint(run_dir: Path, resume: str | None) -> Path | None:
+    """The file that `resume` means: None starts anew, 'auto' is the newest in the run folder (None if empty)."""
+    if resume is None:
+        return None
+    if resume == "auto":
+        found = sorted((run_dir / "checkpoints").glob("*.ckpt"), key=lambda p: p.stat().st_mtime, reverse=True)
+        return next((path for path in found if is_intact(path)), None)
+    if not Path(resume).is_file():
+        raise UserError(f"no checkpoint {resume}; give a file, or resume=auto for the newest in {run_dir}")
+    return Path(resume)
+
+
+def is_intact(checkpoint: Path) -> bool:
+    """Whether a checkpoint can be read to its end; says so if not (a full disk or a killed job may cut one short)."""
+    try:
+        torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True)
+    except Exception as error:  # pickle, zip and torch raise what they like
+        log.warning("%s is damaged and passed over: %s", checkpoint, str(error).splitlines()[0][:120])
+        return False
+    return True
+
+
+class WholeCheckpoints(TorchCheckpointIO):
+    """Checkpoints that appear whole or not at all.
+
+    Lightning writes its own to the system's temporary folder, and copies them from there if that is another disk.
+    """
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
+        with replacing(path) as part, part.open("wb") as file:
+            torch.save(checkpoint, file)
+            file.flush()
+            os.fsync(file.fileno())
+
+
+class Checkpoint(L.callbacks.ModelCheckpoint):
+    """`ModelCheckpoint` that saves between steps only: what a step logs is on disk before the checkpoint is.
+
+    It also saves at the end, and where a training of one process stops for bad input. Other errors leave the last
+    checkpoint: they may come from halfway through a step, and other ranks would wait forever for this one to save.
+    """
+
+    def on_train_batch_end(self, *_: Any) -> None:
+        pass
+
+    def on_train_batch_start(self, trainer: L.Trainer, module: Trainable, batch: Any, batch_idx: int) -> None:
+        super().on_train_batch_end(trainer, module, None, batch, batch_idx)
+
+    def on_train_end(self, trainer: L.Trainer, module: Trainable) -> None:
+        if self._last_global_step_saved != trainer.global_step:
+            self._save_topk_checkpoint(trainer, self._monitor_candidates(trainer))
+
+    def on_exception(self, trainer: L.Trainer, module: Trainable, exception: BaseException) -> None:
+        finished = trainer.fit_loop.epoch_loop.batch_progress.current.completed
+        between_steps = finished % trainer.accumulate_grad_batches == 0
+        if isinstance(exception, Stop) or (
+            isinstance(exception, UserError) and between_steps and trainer.world_size == 1
+        ):
+            super().on_exception(trainer, module, exception)
+
+    def on_save_checkpoint(self, trainer: L.Trainer, module: Trainable, checkpoint: dict[str, Any]) -> None:
+        for logger in trainer.loggers:
+            logger.save()
+        # The batch that has been fetched and not been trained on is the first that a resumed run fetches.
+        progress = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]
+        for counts in (progress["total"], progress["current"]):
+            counts["ready"] = counts["completed"]

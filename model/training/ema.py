@@ -1,0 +1,85 @@
+"""The average of the trained weights, and the files for inference."""
+
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as L
+import torch
+from torch import Tensor
+
+from diffbir.model.training.base import Trainable
+from diffbir.model.training.sharding import sharded_like, whole
+from diffbir.model.weights.checkpoint import save_weights
+
+
+class EMA(L.Callback):
+    """Exponential moving average of the trained weights; validation, pictures and exported weights use it.
+
+    Args:
+        decay: weight of the past at each optimizer step; shorter at the start, min(decay, (1 + n) / (10 + n)).
+    """
+
+    def __init__(self, decay: float = 0.999):
+        self.decay, self.steps = decay, 0
+        self.average: dict[str, Tensor] = {}
+        self.raw: dict[str, Tensor] | None = None  # the trained weights while the average stands in for them
+
+    def on_fit_start(self, trainer: L.Trainer, module: Trainable) -> None:
+        own = module.state_dict()
+        loaded, self.average = self.average, {k: v.clone() for k, v in own.items()}
+        for k, v in loaded.items():
+            self.average[k].copy_(sharded_like(v, self.average[k]))
+
+    @torch.no_grad()
+    def on_train_batch_end(self, trainer: L.Trainer, module: Trainable, *_: Any) -> None:
+        if trainer.global_step == self.steps:
+            return  # gradients are still accumulating
+        self.steps = trainer.global_step
+        decay = min(self.decay, (1 + self.steps) / (10 + self.steps))
+        for k, v in module.state_dict().items():
+            self.average[k].lerp_(v, 1 - decay)
+
+    def on_validation_start(self, trainer: L.Trainer, module: Trainable) -> None:
+        self.raw = {k: v.clone() for k, v in module.state_dict().items()}
+        module.load_state_dict(self.average, strict=False)
+
+    def on_validation_end(self, trainer: L.Trainer, module: Trainable) -> None:
+        module.load_state_dict(self.raw, strict=False)
+        self.raw = None
+
+    def on_exception(self, trainer: L.Trainer, module: Trainable, exception: BaseException) -> None:
+        if self.raw is not None:  # stopped during validation: the checkpoint must hold the trained weights
+            self.on_validation_end(trainer, module)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"steps": self.steps, "average": whole(self.average)}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.steps, self.average = state["steps"], state["average"]
+
+
+class ExportWeights(L.Callback):
+    """Writes `<folder>/<network>.safetensors` for inference at every validation and the end; averaged if EMA is on."""
+
+    def __init__(self, folder: str, half: bool = False):
+        self.folder, self.dtype = Path(folder), torch.float16 if half else None
+
+    def export(self, trainer: L.Trainer, module: Trainable) -> None:
+        state = module.state_dict()
+        for callback in trainer.callbacks:
+            if isinstance(callback, EMA):
+                state.update(callback.average)
+        for name, network in module.trained.items():
+            prefix = f"trained.{name}."
+            own = {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
+            if own:  # a partly trained network is written whole
+                own = whole({**network.state_dict(), **own})
+                if trainer.is_global_zero:
+                    save_weights(own, self.folder / f"{name}.safetensors", self.dtype)
+
+    def on_validation_end(self, trainer: L.Trainer, module: Trainable) -> None:
+        if not trainer.sanity_checking:
+            self.export(trainer, module)
+
+    def on_train_end(self, trainer: L.Trainer, module: Trainable) -> None:
+        self.export(trainer, module)

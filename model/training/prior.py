@@ -1,0 +1,59 @@
+"""Training of an unconditional latent UNet: the prior where there is no Stable Diffusion to start from."""
+
+import torch
+from torch import Tensor, nn
+
+from diffbir.model.networks.autoencoder import AutoencoderKL
+from diffbir.model.networks.condition import Condition
+from diffbir.model.sampling.denoiser import ControlledUNet, bind, denoiser
+from diffbir.model.sampling.diffusion import Diffusion
+from diffbir.model.sampling.solvers import sample
+from diffbir.model.training.base import Trainable
+
+
+class PriorTraining(Trainable):
+    """The diffusion loss on latents of clean images, text empty.
+
+    Args:
+        unet: trained.
+        autoencoder: frozen.
+        text_encoder: frozen.
+        diffusion: schedule and target.
+        steps: DDIM steps of the logged samples.
+    """
+
+    def __init__(
+        self,
+        unet: nn.Module,
+        autoencoder: AutoencoderKL,
+        text_encoder: nn.Module,
+        diffusion: Diffusion,
+        steps: int = 20,
+        **kwargs,
+    ):
+        super().__init__({"unet": unet}, {"autoencoder": autoencoder, "text_encoder": text_encoder}, **kwargs)
+        self.diffusion, self.steps = diffusion, steps
+
+    def losses(self, batch: dict) -> tuple[Tensor, Tensor]:
+        """Per image, and the timesteps that were drawn: (B,), (B,)."""
+        with torch.no_grad():
+            z_0 = self.frozen["autoencoder"].encode(batch["hq"], sample=True).float()
+            text = self.frozen["text_encoder"](batch["prompt"])
+        return self.diffusion.training_loss(lambda z_t, t: self.trained["unet"](z_t, t, text), z_0)
+
+    def training_step(self, batch: dict, _: int) -> dict[str, Tensor]:
+        losses, t = self.losses(batch)
+        loss = losses.mean()
+        self.log("train/loss", loss, prog_bar=True)
+        return {"loss": loss, "losses": losses.detach(), "t": t}
+
+    def validation_step(self, batch: dict, _: int) -> None:
+        self.log("val/loss", self.losses(batch)[0].mean(), prog_bar=True, batch_size=len(batch["hq"]))
+
+    def images(self, batch: dict) -> dict[str, Tensor]:
+        autoencoder = self.frozen["autoencoder"]
+        z_T = torch.randn_like(autoencoder.encode(batch["hq"]).float())
+        condition = Condition(text=self.frozen["text_encoder"](batch["prompt"]))
+        denoise = bind(denoiser(ControlledUNet(self.trained["unet"]), self.diffusion), condition)
+        z = sample("ddim", denoise, z_T, self.diffusion.alpha_bar, self.steps, lambda: torch.randn_like(z_T))
+        return {"sample": autoencoder.decode(z), "hq": batch["hq"]}

@@ -1,0 +1,116 @@
+"""Training of stage 2, generation: the branch that steers a frozen latent diffusion model."""
+
+from dataclasses import replace
+
+import torch
+from torch import Tensor, nn
+
+from diffbir.model.networks.autoencoder import AutoencoderKL, DiagonalGaussian
+from diffbir.model.networks.condition import Condition
+from diffbir.model.options import Options
+from diffbir.model.restorer import Restorer, Result
+from diffbir.model.sampling.diffusion import Diffusion
+from diffbir.model.training.base import Trainable
+
+
+class Stage2(Trainable):
+    """The diffusion loss on latents of clean images, conditioned on E(I_reg) (DiffBIR, equation 4).
+
+    The branch starts as a copy of the UNet's encoder. Autoencoder, text encoder, stage 1 and UNet stay frozen. Batches
+    hold images, or latents that were computed before (`dataset.latents`).
+
+    Args:
+        branch: trained, `LatentBranch` or `ImageControlNet`.
+        unet: frozen, unless `train_unet`.
+        autoencoder: frozen.
+        text_encoder: frozen.
+        diffusion: schedule and target.
+        stage1: frozen; None conditions on the degraded image itself (ablation).
+        train_unet: trains the UNet along with the branch, for priors too weak to be steered from outside; 'decoder'
+            trains only its up path and output (ablation; ControlNet calls it unlocked).
+        noise_aug: conditions are noised to a timestep drawn from 0 .. noise_aug - 1 (v2.1); 0 leaves them clean.
+        init_branch: starts the branch from the UNet; off where `weights.branch` gives one to go on from.
+        solver, steps: how the logged samples are made.
+    """
+
+    def __init__(
+        self,
+        branch: nn.Module,
+        unet: nn.Module,
+        autoencoder: AutoencoderKL,
+        text_encoder: nn.Module,
+        diffusion: Diffusion,
+        stage1: nn.Module | None = None,
+        train_unet: bool | str = False,
+        init_branch: bool = True,
+        noise_aug: int = 0,
+        solver: str = "ddim",
+        steps: int = 10,
+        **kwargs,
+    ):
+        if train_unet not in (True, False, "decoder"):
+            raise ValueError(f"train_unet must be true, false or decoder, not '{train_unet}'")
+        if init_branch:
+            branch.init_from(unet)
+        trained, frozen = {"branch": branch}, {"autoencoder": autoencoder, "text_encoder": text_encoder}
+        (trained if train_unet else frozen)["unet"] = unet
+        frozen["stage1"] = nn.Identity() if stage1 is None else stage1
+        super().__init__(trained, frozen, **kwargs)
+        if train_unet == "decoder":
+            unet.requires_grad_(False)
+            for part in (unet.output_blocks, unet.out):
+                part.requires_grad_(True)
+        self.diffusion, self.solver, self.steps, self.noise_aug = diffusion, solver, steps, noise_aug
+
+    @property
+    def restorer(self) -> Restorer:
+        networks = {**self.frozen, **self.trained}
+        options = Options(solver=self.solver, steps=self.steps)
+        return Restorer(**networks, diffusion=self.diffusion, defaults=options, device=self.device)
+
+    @torch.no_grad()
+    def condition(self, batch: dict) -> Condition:
+        """Stage 1 and its latent; everything here is frozen."""
+        text = self.frozen["text_encoder"](batch["prompt"])
+        if "latent" in batch:
+            return Condition(batch["latent"].float(), text)
+        i_reg = self.frozen["stage1"](batch["lq"]).float().clamp(0, 1)
+        return Condition(self.frozen["autoencoder"].encode(i_reg).float(), text, i_reg)
+
+    @torch.no_grad()
+    def clean_latent(self, batch: dict) -> Tensor:
+        """z_0, drawn from the posterior."""
+        autoencoder = self.frozen["autoencoder"]
+        if "posterior" in batch:
+            q = DiagonalGaussian(*batch["posterior"].float().chunk(2, dim=1))
+            return q.sample() * autoencoder.scale_factor
+        return autoencoder.encode(batch["hq"], sample=True).float()
+
+    def losses(self, batch: dict) -> tuple[Tensor, Tensor]:
+        """Per image, and the timesteps that were drawn: (B,), (B,)."""
+        condition, z_0 = self.condition(batch), self.clean_latent(batch)
+        if self.noise_aug:
+            t = torch.randint(self.noise_aug, (len(z_0),), device=z_0.device)
+            noised = self.diffusion.diffuse(condition.latent, t, torch.randn_like(z_0))
+            condition = replace(condition, latent=noised)
+        network = self.restorer.network
+        return self.diffusion.training_loss(lambda z_t, t: network(z_t, t, condition), z_0)
+
+    def training_step(self, batch: dict, _: int) -> dict[str, Tensor]:
+        losses, t = self.losses(batch)
+        loss = losses.mean()
+        self.log("train/loss", loss, prog_bar=True)
+        return {"loss": loss, "losses": losses.detach(), "t": t}
+
+    def validation_step(self, batch: dict, _: int) -> None:
+        restored, size = self.restore(batch).image.to(self.device), len(batch["hq"])
+        self.log("val/loss", self.losses(batch)[0].mean(), prog_bar=True, batch_size=size)
+        self.log_scores(restored, batch["hq"])
+
+    def restore(self, batch: dict) -> Result:
+        """Samples the way inference does, the same noise every time."""
+        return self.restorer(batch["lq"], seeds=range(len(batch["lq"])))
+
+    def images(self, batch: dict) -> dict[str, Tensor]:
+        result = self.restore(batch)
+        return {"lq": batch["lq"], "stage 1": result.stage1, "sample": result.image, "hq": batch["hq"]}

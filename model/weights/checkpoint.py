@@ -1,0 +1,284 @@
+"""Weight files: reading every layout that published or trained weights come in, and writing them whole.
+
+A file is opened as a `WeightFile`, which knows names and shapes and reads values a few at a time. What a network takes
+from it depends on the network's role in the pipeline (`ROLES`), because most published files hold several networks.
+"""
+
+import logging
+import os
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from diffbir.model.weights.diffusers_layout import Source, find_component, is_diffusers, sources, unused
+from diffbir.model.weights.published import where_to_get
+from diffbir.utils.cli import UserError
+from diffbir.utils.config import project_path
+
+log = logging.getLogger(__name__)
+
+# Role of a network -> prefix of its keys in a file that holds a whole model (Stable Diffusion, DiffBIR v1).
+ROLES = {
+    "unet": "model.diffusion_model.",
+    "autoencoder": "first_stage_model.",
+    "text_encoder": "cond_stage_model.",
+    "branch": "control_model.",
+    "stage1": "preprocess_model.",
+}
+DERIVED = (".attn_mask", ".relative_position_index")  # SwinIR files carry them; they are computed
+CHUNK = 32 * 2**20, 1 / 32  # a file is mapped anew after so many bytes or this part of it, lest pages read pile up
+
+
+class CheckpointError(UserError):
+    """Weights that cannot be used; the message names the file."""
+
+
+@dataclass(frozen=True)
+class WeightFile:
+    """Tensors of a `.safetensors` or torch file (bare or under `state_dict`); code in a file is never run.
+
+    Args:
+        path: the file.
+        shapes: name of every tensor -> its shape.
+        sizes: name of every tensor -> its bytes.
+    """
+
+    path: Path
+    shapes: dict[str, tuple[int, ...]]
+    sizes: dict[str, int]
+
+    @classmethod
+    def open(cls, path: Path) -> "WeightFile":
+        """Reads names and shapes.
+
+        Raises:
+            CheckpointError: damaged, or holding anything other than tensors.
+        """
+        try:
+            if path.suffix == ".safetensors":
+                with safe_open(path, framework="pt") as file:
+                    slices = {k: file.get_slice(k) for k in file.keys()}  # noqa: SIM118
+                    shapes = {k: tuple(s.get_shape()) for k, s in slices.items()}
+                return cls(path, shapes, {k: 4 * _numel(shape) for k, shape in shapes.items()})
+            state = _torch_state(path)
+        except (SafetensorError, RuntimeError, OSError, ValueError, EOFError) as error:
+            raise CheckpointError(f"{path} is damaged or not a weight file; fetch or train it again") from error
+        except Exception as error:  # pickle raises what it likes; weights_only turns code into an UnpicklingError
+            raise CheckpointError(f"{path} holds more than tensors and is refused; save plain weights") from error
+        if not state or not all(isinstance(value, Tensor) for value in state.values()):
+            raise CheckpointError(f"{path} does not hold a state dict of tensors")
+        return cls(path, {k: tuple(v.shape) for k, v in state.items()}, {k: v.nbytes for k, v in state.items()})
+
+    def read(self, groups: Iterable[Sequence[str]]) -> Iterator[list[Tensor]]:
+        """Values of each group of names, in order; valid until the next is asked for."""
+        chunk: list[Sequence[str]] = []
+        size, limit = 0, max(CHUNK[0], CHUNK[1] * sum(self.sizes.values()))
+        for names in groups:
+            chunk.append(names)
+            size += sum(self.sizes[name] for name in names)
+            if size >= limit:
+                yield from self._read_chunk(chunk)
+                chunk, size = [], 0
+        yield from self._read_chunk(chunk)
+
+    def _read_chunk(self, groups: Sequence[Sequence[str]]) -> Iterator[list[Tensor]]:
+        if not groups:
+            return
+        if self.path.suffix == ".safetensors":
+            with safe_open(self.path, framework="pt") as file:
+                yield from ([file.get_tensor(name) for name in names] for names in groups)
+        else:
+            state = _torch_state(self.path)
+            yield from ([state[name] for name in names] for names in groups)
+
+
+def _numel(shape: Sequence[int]) -> int:
+    return torch.Size(shape).numel()
+
+
+def _torch_state(path: Path) -> dict[str, Tensor]:
+    with path.open("rb") as file:
+        mmap = file.read(4) == b"PK\x03\x04"  # files of torch before 1.6 cannot be mapped
+    state = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
+    state = state.get("state_dict", state) if isinstance(state, dict) else None
+    return state if isinstance(state, dict) else {}
+
+
+def read_state_dict(path: str | Path) -> dict[str, Tensor]:
+    """Every tensor of a file, as stored.
+
+    Raises:
+        CheckpointError: missing, damaged, or holding anything other than tensors.
+    """
+    file = WeightFile.open(find_weights(path))
+    return {
+        name: value.clone() for name, (value,) in zip(file.shapes, file.read([n] for n in file.shapes), strict=True)
+    }
+
+
+def find_weights(path: str | Path, role: str | None = None) -> Path:
+    """The file that a path stands for: itself, or the part for `role` of a diffusers folder.
+
+    Raises:
+        CheckpointError: it is missing; the message says where to get it.
+    """
+    path = project_path(path)
+    if role and path.is_dir():
+        path = find_component(path, role)
+    if not path.is_file():
+        raise CheckpointError(f"weights not found: {path}; {where_to_get(path)}")
+    return path
+
+
+def contents(file: WeightFile, role: str | None, own: Mapping[str, Tensor]) -> dict[str, Source]:
+    """What each key of a network with the state `own` and the given role is made of in the file.
+
+    Keys of other parts of a whole model are left out (and logged); those that the network cannot use remain.
+    """
+    names = {name: name for name in file.shapes if not name.endswith(DERIVED)}
+    prefixes = [ROLES[role], f"trained.{role}."] if role in ROLES else []
+    for prefix in prefixes:
+        part = {name.removeprefix(prefix): name for name in names if name.startswith(prefix)}
+        if part:
+            others = Counter(name.partition(".")[0] for name in names if not name.startswith(prefix))
+            if others:
+                log.info("%s: ignored for %s: %s", file.path, role, _counts(others))
+            names = part
+            break
+    while names and all(key.startswith("module.") for key in names):  # saved from a parallel wrapper
+        names = {key.removeprefix("module."): name for key, name in names.items()}
+    if role and is_diffusers(role, names):
+        wanted = sources(role, own, names)
+        used = {k for source in wanted.values() for k in source.keys}
+        # A text encoder may have layers that are never used; what else is left over doesn't belong to this network.
+        rest = [k for k in names if k not in used] if role != "text_encoder" else []
+        found = {
+            key: Source(tuple(names.get(k, k) for k in source.keys), source.shape) for key, source in wanted.items()
+        }
+        return found | {k: Source((names[k],), file.shapes[names[k]]) for k in rest}
+    return {key: Source((name,), file.shapes[name]) for key, name in names.items()}
+
+
+def load_weights(
+    module: nn.Module, path: str | Path, role: str | None = None, dtype: torch.dtype | None = None
+) -> nn.Module:
+    """Loads a file into a module, strictly, and returns the module.
+
+    A module on the meta device gets its memory here, so that at no time much more than the final weights is held.
+
+    Args:
+        path: a file in any layout that is documented in weights/README.md, or a diffusers folder.
+        role: key of `ROLES`: what to take from a file or folder that holds several networks.
+        dtype: what floating-point weights of a module on the meta device become; as the module declares them if None.
+
+    Raises:
+        CheckpointError: the file cannot be read, or its keys or shapes are not those of the module.
+    """
+    file, own = WeightFile.open(find_weights(path, role)), module.state_dict()
+    found = contents(file, role, own)
+    idle = set(unused(role, own)) if role else set()
+    idle = {key for key in idle if key in own and (key not in found or not set(found[key].keys) <= set(file.shapes))}
+    _check_fit(type(module).__name__, file, own, found, idle)
+
+    keys = [key for key in own if key not in idle]
+    with torch.no_grad():
+        for key, parts in zip(keys, file.read(found[key].keys for key in keys), strict=True):
+            target = own[key]
+            value = (parts[0] if len(parts) == 1 else torch.cat(parts)).reshape(target.shape)
+            if target.is_meta:
+                _assign(module, key, value.to(dtype or target.dtype, copy=True))
+            else:
+                target.copy_(value)
+        for key in idle:
+            if own[key].is_meta:
+                _assign(module, key, torch.zeros(own[key].shape, dtype=dtype or own[key].dtype))
+    return module
+
+
+def _assign(module: nn.Module, key: str, value: Tensor) -> None:
+    """Gives a parameter that has no memory yet its value."""
+    owner, _, name = key.rpartition(".")
+    setattr(module.get_submodule(owner), name, nn.Parameter(value, module.get_parameter(key).requires_grad))
+
+
+def _check_fit(
+    name: str, file: WeightFile, own: Mapping[str, Tensor], found: Mapping[str, Source], idle: set[str]
+) -> None:
+    absent = {key for key, source in found.items() if not set(source.keys) <= set(file.shapes)}
+    missing = [k for k in own if (k not in found or k in absent) and k not in idle]
+    unexpected = [k for k in found if k not in own and k not in absent]
+    shapes = [
+        f"{k} {_shape(file, found[k])} instead of {tuple(own[k].shape)}"
+        for k in own
+        if k in found and k not in absent and _shape(file, found[k]) != tuple(own[k].shape)
+    ]
+    if not (missing or unexpected or shapes):
+        return
+    parts = [
+        f"{len(keys)} {what} ({_groups(keys)})"
+        for what, keys in (("missing", missing), ("unexpected", unexpected))
+        if keys
+    ]
+    if shapes:
+        more = f", and {len(shapes) - 3} more" if len(shapes) > 3 else ""
+        parts.append(f"{len(shapes)} of another shape ({'; '.join(shapes[:3])}{more})")
+    raise CheckpointError(f"{file.path} does not fit {name}: {', '.join(parts)}; use the matching configuration")
+
+
+def _shape(file: WeightFile, source: Source) -> tuple[int, ...]:
+    """Shape of what a source gives: its parts joined along the first axis, then reshaped if that is possible."""
+    first, *others = (file.shapes[key] for key in source.keys)
+    if any(shape[1:] != first[1:] for shape in others):
+        return first
+    joined = (sum(file.shapes[key][0] for key in source.keys), *first[1:]) if others else first
+    return source.shape if _numel(joined) == _numel(source.shape) else joined
+
+
+def _groups(keys: Sequence[str]) -> str:
+    """The one key, or how many there are in each module, a few modules at most."""
+    if len(keys) == 1:
+        return keys[0]
+    return _counts(Counter(".".join(key.split(".")[:2]) if "." in key else key for key in keys))
+
+
+def _counts(counter: Counter) -> str:
+    few = ", ".join(f"{name}: {count}" for name, count in list(counter.items())[:5])
+    return few + (f", and {len(counter) - 5} more modules" if len(counter) > 5 else "")
+
+
+def save_weights(state: Mapping[str, Tensor], path: str | Path, dtype: torch.dtype | None = None) -> None:
+    """Writes tensors as `.safetensors`; the file appears whole or not at all.
+
+    Args:
+        dtype: what floating-point tensors are stored as; as they are if None.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f".{path.name}.part")
+    try:
+        save_file(_storable(state, dtype), part)
+        part.chmod(0o644)  # safetensors creates its files unreadable to others
+        os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def _storable(state: Mapping[str, Tensor], dtype: torch.dtype | None) -> dict[str, Tensor]:
+    """safetensors stores contiguous tensors that share no memory; what already is so isn't copied."""
+    seen: set[int] = set()
+    result = {}
+    for key, value in state.items():
+        value = value.detach().cpu()
+        value = value.to(dtype) if dtype and value.is_floating_point() else value
+        storage = value.untyped_storage()
+        if storage.data_ptr() in seen or storage.nbytes() != value.nbytes or not value.is_contiguous():
+            value = value.clone(memory_format=torch.contiguous_format)
+        seen.add(value.untyped_storage().data_ptr())
+        result[key] = value
+    return result

@@ -1,0 +1,330 @@
+"""The layout of diffusers and transformers: the one place that knows their key names.
+
+Our networks keep the key names of the published Stable Diffusion files. `sources` says what each of our keys is made of
+in their files, and `to_diffusers` is the same mapping the other way round.
+"""
+
+import re
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from torch import Tensor, nn
+
+from diffbir.model.sampling.diffusion import Diffusion
+
+# Role of a network -> its weights in a diffusers folder.
+COMPONENTS = {
+    "unet": "unet/diffusion_pytorch_model.safetensors",
+    "autoencoder": "vae/diffusion_pytorch_model.safetensors",
+    "text_encoder": "text_encoder/model.safetensors",
+}
+# A key by which a file of theirs is recognised.
+MARKS = {
+    "unet": "time_embedding.linear_1.weight",
+    "branch": "time_embedding.linear_1.weight",
+    "autoencoder": "decoder.mid_block.resnets.0.conv1.weight",
+    "text_encoder": "text_model.final_layer_norm.weight",
+}
+
+# Parts of our keys -> parts of theirs, replaced in this order. Blocks that they also count differently come after.
+UNET = {
+    "time_embed.0": "time_embedding.linear_1",
+    "time_embed.2": "time_embedding.linear_2",
+    "input_blocks.0.0": "conv_in",
+    "middle_block.0": "mid_block.resnets.0",
+    "middle_block.1": "mid_block.attentions.0",
+    "middle_block.2": "mid_block.resnets.1",
+    "out.0": "conv_norm_out",
+    "out.2": "conv_out",
+    "in_layers.0": "norm1",
+    "in_layers.2": "conv1",
+    "emb_layers.1": "time_emb_proj",
+    "out_layers.0": "norm2",
+    "out_layers.3": "conv2",
+    "skip_connection": "conv_shortcut",
+}
+AUTOENCODER = {
+    "mid.block_1": "mid_block.resnets.0",
+    "mid.block_2": "mid_block.resnets.1",
+    "mid.attn_1": "mid_block.attentions.0",
+    "norm": "group_norm",
+    "q": "to_q",
+    "k": "to_k",
+    "v": "to_v",
+    "proj_out": "to_out.0",
+    "down": "down_blocks",
+    "block": "resnets",
+    "nin_shortcut": "conv_shortcut",
+    "downsample": "downsamplers.0",
+    "upsample": "upsamplers.0",
+    "norm_out": "conv_norm_out",
+}
+TEXT_ENCODER = {
+    "model": "text_model",
+    "token_embedding": "embeddings.token_embedding",
+    "positional_embedding": "embeddings.position_embedding.weight",
+    "transformer.resblocks": "encoder.layers",
+    "ln_1": "layer_norm1",
+    "ln_2": "layer_norm2",
+    "attn": "self_attn",
+    "c_fc": "fc1",
+    "c_proj": "fc2",
+    "ln_final": "final_layer_norm",
+}
+# Names of the autoencoder's attention in older versions of diffusers, in which published files are still stored.
+OLD = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
+
+
+@dataclass(frozen=True)
+class Source:
+    """What a tensor is made of in a file: the named tensors, joined along the first axis, then reshaped.
+
+    Args:
+        keys: names in the file.
+        shape: shape of the result.
+    """
+
+    keys: tuple[str, ...]
+    shape: tuple[int, ...]
+
+
+def is_diffusers(role: str, names: Iterable[str]) -> bool:
+    """Whether the keys of a file are theirs, for a network with this role."""
+    return role in MARKS and any(_current(role, name) == MARKS[role] for name in names)
+
+
+def find_component(folder: Path, role: str) -> Path:
+    """The weight file for a role in a diffusers folder, in the first of the usual formats that is there.
+
+    If there is none, the path where diffusers would write it. Networks without a component of their own (`COMPONENTS`)
+    lie beside the others as ROLE.safetensors.
+    """
+    file = folder / COMPONENTS.get(role, f"{role}.safetensors")
+    torch_stem = {"model": "pytorch_model"}.get(file.stem, file.stem)
+    names = (file.name, f"{file.stem}.fp16.safetensors", f"{torch_stem}.bin", f"{torch_stem}.fp16.bin")
+    return next((path for name in names if (path := file.with_name(name)).is_file()), file)
+
+
+def unused(role: str, state: Mapping[str, Tensor]) -> list[str]:
+    """Our keys that never influence an output, so that their files may lack them.
+
+    They are what follows the text encoder's penultimate layer, except the final norm.
+    """
+    if role != "text_encoder":
+        return []
+    last = max((int(key.split(".")[3]) for key in state if ".resblocks." in key), default=0)
+    return [
+        key
+        for key in state
+        if key.startswith(("model.text_projection", "model.logit_scale", f"model.transformer.resblocks.{last}."))
+    ]
+
+
+def sources(role: str, state: Mapping[str, Tensor], names: Iterable[str] = ()) -> dict[str, Source]:
+    """Each of our keys, except the unused, -> what it is made of in their file.
+
+    Args:
+        role: key of `MARKS`; of the branches, only the `ImageControlNet` has a counterpart (ControlNetModel).
+        state: state of our network; only keys and shapes matter, so it may be on the meta device.
+        names: keys of the file; the result spells keys as it does, where versions of their libraries differ.
+    """
+    spelling = {_current(role, name): name for name in names}
+    translate = TRANSLATORS[role](state)
+    idle = set(unused(role, state))
+    result = {}
+    for key, value in state.items():
+        if key not in idle:
+            theirs = translate(key)
+            parts = [theirs.replace("in_proj_", f"{p}_proj.") for p in "qkv"] if "in_proj_" in theirs else [theirs]
+            result[key] = Source(tuple(spelling.get(part, part) for part in parts), tuple(value.shape))
+    return result
+
+
+def to_diffusers(role: str, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The state of our network in their layout; the tensors are views of ours."""
+    result = {}
+    for key, source in sources(role, state).items():
+        for theirs, part in zip(source.keys, state[key].chunk(len(source.keys)), strict=True):
+            # The projections of the autoencoder's attention, our 1x1 convolutions, are linear layers there.
+            result[theirs] = part[..., 0, 0] if ".attentions." in theirs and part.ndim == 4 else part
+    return result
+
+
+def _current(role: str, name: str) -> str:
+    """Their key as published files of today spell it."""
+    if role == "text_encoder":  # transformers 5 writes no prefix; it reads files with and without
+        return "text_model." + name.removeprefix("text_model.")
+    return _replace(name, OLD) if role == "autoencoder" else name
+
+
+def _replace(key: str, rules: Mapping[str, str]) -> str:
+    """Applies rules to whole parts of a key, that is, between dots."""
+    for old, new in rules.items():
+        key = re.sub(rf"(?<![^.]){re.escape(old)}(?![^.])", new, key)
+    return key
+
+
+def _unet(state: Mapping[str, Tensor]) -> Callable[[str], str]:
+    """They count blocks by level, we count through.
+
+    A level of the down path is its residual blocks and a downsampling, which the last lacks; but input block 0 is the
+    first convolution, so the number of blocks is a multiple of that of the levels. A level of the up path has as many.
+    """
+    blocks = {key.split(".")[1] for key in state if key.startswith("input_blocks.")}
+    levels = 1 + sum(key.endswith(".op.weight") for key in state)
+    per_level = len(blocks) // levels
+
+    def place(match: re.Match) -> str:
+        path, block, layer, part = match.groups()
+        level, i = divmod(int(block) - (path == "input"), per_level)
+        prefix = f"{'down' if path == 'input' else 'up'}_blocks.{level}"
+        if part == "op":
+            return f"{prefix}.downsamplers.0.conv"
+        if part == "conv":
+            return f"{prefix}.upsamplers.0.conv"
+        return f"{prefix}.{'resnets' if layer == '0' else 'attentions'}.{i}.{part}"
+
+    return lambda key: re.sub(r"^(input|output)_blocks\.(\d+)\.(\d+)\.(\w+)", place, _replace(key, UNET))
+
+
+def _branch(state: Mapping[str, Tensor]) -> Callable[[str], str]:
+    """As the UNet, with the small image encoder, in which we also count activations, and the zero convolutions."""
+    encoder = _unet(state)
+    last = max((int(key.split(".")[1]) for key in state if key.startswith("input_hint_block.")), default=0)
+
+    def place(match: re.Match) -> str:
+        layer = int(match[1])
+        name = {0: "conv_in", last: "conv_out"}.get(layer, f"blocks.{layer // 2 - 1}")
+        return f"controlnet_cond_embedding.{name}"
+
+    def translate(key: str) -> str:
+        key = re.sub(r"^input_hint_block\.(\d+)", place, key)
+        key = re.sub(r"^zero_convs\.(\d+)\.0", r"controlnet_down_blocks.\1", key)
+        return encoder(key.replace("middle_block_out.0", "controlnet_mid_block"))
+
+    return translate
+
+
+def _autoencoder(state: Mapping[str, Tensor]) -> Callable[[str], str]:
+    """We count the decoder's levels from the finest, they from the coarsest."""
+    coarsest = max((int(key.split(".")[2]) for key in state if key.startswith("decoder.up.")), default=0)
+
+    def translate(key: str) -> str:
+        key = re.sub(r"^decoder\.up\.(\d+)", lambda match: f"decoder.up_blocks.{coarsest - int(match[1])}", key)
+        return _replace(key, AUTOENCODER)
+
+    return translate
+
+
+def _text_encoder(state: Mapping[str, Tensor]) -> Callable[[str], str]:
+    return lambda key: _replace(key, TEXT_ENCODER)
+
+
+TRANSLATORS = {"unet": _unet, "branch": _branch, "autoencoder": _autoencoder, "text_encoder": _text_encoder}
+
+
+def config_json(role: str, network: nn.Module) -> dict:
+    """Contents of the config.json from which diffusers or transformers builds the same network.
+
+    They cannot build a UNet or branch without text, or an autoencoder of patches or without norms; the configuration of
+    such, with None where they need a number, is a record.
+    """
+    return CONFIGS[role](network)
+
+
+def _encoder_config(net: nn.Module) -> dict:
+    """What UNet2DConditionModel and ControlNetModel have in common."""
+    widths = [width for width, _ in net.levels]
+    blocks = net.middle_block[1].transformer_blocks
+    head_channels = widths[-1] // blocks[0].attn1.heads
+    return {
+        "in_channels": net.input_blocks[0][0].in_channels,
+        "block_out_channels": widths,
+        "layers_per_block": len(net.input_blocks) // len(widths) - 1,
+        "down_block_types": [
+            "CrossAttnDownBlock2D" if factor in net.attention_factors else "DownBlock2D" for _, factor in net.levels
+        ],
+        "attention_head_dim": [width // head_channels for width in widths],  # the number of heads, despite its name
+        "cross_attention_dim": blocks[0].attn2.to_k.in_features if blocks[0].has_text else None,
+        "transformer_layers_per_block": len(blocks),
+        "use_linear_projection": True,
+        "norm_num_groups": net.norm_groups,
+    }
+
+
+def _unet_config(net: nn.Module) -> dict:
+    config = _encoder_config(net)
+    return {
+        "_class_name": "UNet2DConditionModel",
+        **config,
+        "up_block_types": [name.replace("Down", "Up") for name in reversed(config["down_block_types"])],
+        "out_channels": net.out[2].out_channels,
+    }
+
+
+def _branch_config(net: nn.Module) -> dict:
+    convolutions = [layer for layer in net.input_hint_block if isinstance(layer, nn.Conv2d)]
+    return {
+        "_class_name": "ControlNetModel",
+        **_encoder_config(net),
+        "conditioning_channels": convolutions[0].in_channels,
+        "conditioning_embedding_out_channels": [layer.out_channels for layer in convolutions[:-1:2]],
+    }
+
+
+def _autoencoder_config(net: nn.Module) -> dict:
+    levels = net.encoder.down
+    return {
+        "_class_name": "AutoencoderKL",
+        "in_channels": net.encoder.conv_in.in_channels,
+        "out_channels": net.decoder.conv_out.out_channels,
+        "block_out_channels": [level.block[0].conv1.out_channels for level in levels],
+        "layers_per_block": len(levels[0].block),
+        "down_block_types": ["DownEncoderBlock2D"] * len(levels),
+        "up_block_types": ["UpDecoderBlock2D"] * len(levels),
+        "mid_block_add_attention": not isinstance(net.encoder.mid.attn_1, nn.Identity),
+        "latent_channels": net.z_channels,
+        "norm_num_groups": getattr(net.encoder.norm_out, "num_groups", None),
+        "scaling_factor": net.scale_factor,
+    }
+
+
+def _text_encoder_config(net: nn.Module) -> dict:
+    clip = net.model
+    layers = clip.transformer.resblocks
+    vocab_size, width = clip.token_embedding.weight.shape
+    return {
+        "architectures": ["CLIPTextModel"],
+        "model_type": "clip_text_model",
+        "vocab_size": vocab_size,
+        "max_position_embeddings": len(clip.positional_embedding),
+        "hidden_size": width,
+        "intermediate_size": layers[0].mlp.c_fc.out_features,
+        "num_hidden_layers": len(layers) - 1,  # the last is unused
+        "num_attention_heads": layers[0].attn.num_heads,
+        "hidden_act": "gelu",
+    }
+
+
+CONFIGS = {
+    "unet": _unet_config,
+    "branch": _branch_config,
+    "autoencoder": _autoencoder_config,
+    "text_encoder": _text_encoder_config,
+}
+
+
+def scheduler_json(diffusion: Diffusion) -> dict:
+    """Contents of the scheduler_config.json with the same noise schedule and prediction."""
+    return {
+        "_class_name": "DDIMScheduler",
+        "num_train_timesteps": diffusion.timesteps,
+        "beta_schedule": "scaled_linear",
+        "beta_start": diffusion.beta_start,
+        "beta_end": diffusion.beta_end,
+        "rescale_betas_zero_snr": bool(diffusion.alpha_bar[-1] == 0),
+        "prediction_type": {"eps": "epsilon", "v": "v_prediction"}[diffusion.prediction],
+        "timestep_spacing": "trailing",  # starts at the last step, as zero terminal SNR requires
+        "clip_sample": False,
+    }

@@ -1,0 +1,75 @@
+"""The autoencoder in strips equals the autoencoder."""
+
+import pytest
+import torch
+from torch import nn
+from torch.testing import assert_close
+
+from diffbir.model.networks.autoencoder import AutoencoderKL
+from diffbir.model.sampling.striped import CPU, StripedAutoencoder, Stripes, stream
+
+CONVOLUTIONS = dict(channels=8, channel_mult=(1, 2, 4), num_res_blocks=1, mid_attention=False, norm_groups=2)
+PATCHES = dict(patch=2, channels=8, channel_mult=(1, 2), num_res_blocks=1, mid_attention=False, norm_groups=0)
+ATTENTION = dict(channels=16, channel_mult=(1, 2, 2, 4), num_res_blocks=2, mid_attention=True, norm_groups=4)
+
+
+@pytest.fixture(scope="module", params=[CONVOLUTIONS, ATTENTION, PATCHES], ids=["convolutions", "attention", "patches"])
+def autoencoder(request) -> AutoencoderKL:
+    torch.manual_seed(0)
+    model = AutoencoderKL(**request.param).eval().requires_grad_(False)
+    model.options = request.param
+    for norm in (m for m in model.modules() if isinstance(m, nn.GroupNorm)):
+        nn.init.normal_(norm.weight, 1, 0.3)
+        nn.init.normal_(norm.bias, 0, 0.3)
+    return model
+
+
+@pytest.mark.parametrize("size", [(1, 1), (2, 9), (13, 3), (7, 5)])
+@pytest.mark.parametrize("rows", [1, 2, 3, 5])
+@pytest.mark.parametrize("home", [None, CPU])
+def test_strips_change_nothing(autoencoder, size, rows, home):
+    """Statistics are those of the whole image, so even one whose brightness changes from top to bottom is exact."""
+    f, (h, w) = autoencoder.factor, size
+    striped = StripedAutoencoder(autoencoder, [Stripes(rows * w * f**2, home)])
+    image = torch.rand(2, 3, h * f, w * f) * torch.linspace(0, 1, h * f)[:, None]
+    z = torch.randn(2, 4, h, w) + torch.linspace(-2, 2, h)[:, None]
+    assert_close(striped.encode(image), autoencoder.encode(image), rtol=1e-4, atol=1e-5)
+    assert_close(striped.decode(z), autoencoder.decode(z), rtol=1e-4, atol=1e-5)
+
+
+def test_half_precision_is_as_good_as_in_one_piece(autoencoder):
+    half = AutoencoderKL(**autoencoder.options).bfloat16().requires_grad_(False)
+    half.load_state_dict(autoencoder.state_dict())
+    z = torch.randn(1, 4, 9, 6)
+    exact = autoencoder.decode(z)
+    striped = StripedAutoencoder(half, [Stripes(half.factor**2 * 12)]).decode(z.bfloat16())
+    assert striped.dtype == torch.bfloat16
+    assert (striped - exact).abs().mean() < 1.5 * (half.decode(z.bfloat16()) - exact).abs().mean()
+
+
+def test_layers_see_strips_alone(autoencoder):
+    """Watched where the decoder changes the number of channels."""
+    f, rows, seen = autoencoder.factor, 2, []
+    shortcuts = [m for name, m in autoencoder.decoder.named_modules() if name.endswith("nin_shortcut")]
+    hooks = [m.register_forward_hook(lambda m, x, y: seen.append(y.shape[-2])) for m in shortcuts]
+    StripedAutoencoder(autoencoder, [Stripes(rows * 6 * f**2)]).decode(torch.randn(1, 4, 11, 6))
+    for hook in hooks:
+        hook.remove()
+    assert 0 < max(seen) <= rows * f
+
+
+def test_smaller_strips_that_rest_in_main_memory_follow_when_memory_runs_out(autoencoder, monkeypatch, caplog):
+    def decode(z):
+        raise torch.OutOfMemoryError
+
+    striped = StripedAutoencoder(autoencoder)
+    z = torch.randn(1, 4, 40, 40)
+    whole = autoencoder.decode(z)
+    monkeypatch.setattr(autoencoder, "decode", decode)
+    assert_close(striped.decode(z), whole, rtol=1e-4, atol=1e-5)
+    assert "out of memory with Stripes(pixels=262144" in caplog.text
+
+
+def test_unknown_layers_are_named():
+    with pytest.raises(TypeError, match="BatchNorm2d cannot be computed in strips"):
+        stream(nn.BatchNorm2d(3), iter([]), None)
