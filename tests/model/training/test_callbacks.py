@@ -71,7 +71,7 @@ def test_frozen_networks_in_half_precision_give_almost_the_same_gradient(tmp_pat
 
 def test_a_cpu_without_bf16_trains_in_float32(tmp_path, monkeypatch):
     run("stage1", tmp_path / "float32", 1, "trainer.params.precision=32-true")
-    monkeypatch.setattr("model.training.run.emulates_bf16", lambda trainer: True)
+    monkeypatch.setattr("diffbir.model.training.run.emulates_bf16", lambda trainer: True)
     run("stage1", tmp_path / "fallback", 1)
     assert OmegaConf.load(tmp_path / "fallback/run.yaml").precision == "32-true"
     assert_equal(*(state(tmp_path / name, 1)["state_dict"] for name in ("float32", "fallback")), "state_dict")
