@@ -6,14 +6,14 @@ from collections import Counter
 from dataclasses import fields
 from pathlib import Path
 
-import torch
+import numpy as np
 from tqdm import tqdm
 
 from diffbir.model.options import Options
-from diffbir.model.presets import PRESETS, STAGE1, load_preset, names
+from diffbir.model.presets import PRESETS, STAGE1, names
 from diffbir.model.restorer import Restorer, Result
 from diffbir.utils.cli import UserError, entry_point
-from diffbir.utils.image import ImageError, list_images, read_rgb, side_by_side, to_tensor, to_uint8, write_png
+from diffbir.utils.image import ImageError, list_images, side_by_side, write_png
 from diffbir.utils.precision import PRECISIONS
 
 
@@ -59,25 +59,31 @@ def main(argv: list[str] | None = None) -> int:
     paths = [p for p in list_images(args.input) if output.resolve() not in p.resolve().parents]
     if not paths:
         raise UserError(f"no images in {args.input} other than results in {output}; give another folder")
-    config = load_preset(args.preset, args.task, args.stage1, args.overrides)
-    device = pick_device(args.device)
-    precision = args.precision if args.precision != "auto" else "fp16" if device.type == "cuda" else "fp32"
-    restorer = Restorer.from_config(config, device, precision, args.stage, args.offload)
+    restorer = Restorer.from_preset(
+        args.preset,
+        args.device,
+        args.precision,
+        task=args.task,
+        stage1=args.stage1,
+        stage=args.stage,
+        offload=args.offload,
+        overrides=args.overrides,
+    )
     flags = {f.name: getattr(args, f.name) for f in fields(Options)}
-    options = restorer.options(**{name: value for name, value in flags.items() if value is not None})
+    flags = {name: value for name, value in flags.items() if value is not None}
+    options = restorer.options(**flags)
 
     failures = []
     bar = tqdm(list(zip(paths, result_names(paths, Path(args.input)), strict=True)), unit="image", desc="restoring")
     for path, name in bar:
         bar.set_postfix_str(path.name)
-        try:
-            image = to_tensor(read_rgb(path))[None]
-        except ImageError as error:
-            failures.append(str(error))
-            continue
         with tqdm(total=0 if options.stage == "1" else options.steps, unit="step", leave=False) as steps:
-            result = restorer(image, options, on_step=lambda i, z_0, steps=steps: steps.update())
-        write_png(output / name, to_uint8(result.image[0]))
+            try:
+                result = restorer(path, stages=True, progress=lambda p, bar=steps: bar.update(p.step - bar.n), **flags)
+            except ImageError as error:
+                failures.append(str(error))
+                continue
+        write_png(output / name, np.asarray(result.image))
         if args.save_stages:
             write_png(output / "stages" / name, stages(result))
     for failure in failures:
@@ -88,7 +94,7 @@ def main(argv: list[str] | None = None) -> int:
 
 def stages(result: Result):
     pictures = {"input": result.input, "stage 1": result.stage1, "result": result.image}
-    return side_by_side({title: to_uint8(picture[0]) for title, picture in pictures.items()})
+    return side_by_side({title: np.asarray(picture) for title, picture in pictures.items()})
 
 
 def result_names(paths: list[Path], source: Path) -> list[Path]:
@@ -97,21 +103,6 @@ def result_names(paths: list[Path], source: Path) -> list[Path]:
     relative = [p.relative_to(root) if p.is_relative_to(root) else Path(p.name) for p in paths]
     count = Counter(p.with_suffix("") for p in relative)
     return [p.with_suffix(".png") if count[p.with_suffix("")] == 1 else p.with_name(p.name + ".png") for p in relative]
-
-
-def pick_device(name: str) -> torch.device:
-    """Resolves 'auto'.
-
-    Raises:
-        UserError: the device doesn't exist here.
-    """
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
-    try:
-        torch.empty(0, device=name)
-    except (RuntimeError, AssertionError) as error:
-        raise UserError(f"--device {name} is not available here; use --device cpu") from error
-    return torch.device(name)
 
 
 if __name__ == "__main__":

@@ -154,7 +154,8 @@ def variants(name: str, config: DictConfig, options: Options) -> dict[str, Optio
 
 def restore(restorer: Restorer, lq: Tensor, options: Options, batch: int) -> Result:
     """(N, 3, H, W) in batches; photo i gets the noise of seed i."""
-    parts = [restorer(lq[i : i + batch], options, range(i, min(i + batch, len(lq)))) for i in range(0, len(lq), batch)]
+    numbers = torch.arange(len(lq)).split(batch)
+    parts = [restorer.restore(lq[some], options, some.tolist()) for some in numbers]
     return Result(*(torch.cat([getattr(part, k) for part in parts]) for k in ("image", "stage1", "input")))
 
 

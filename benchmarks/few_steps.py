@@ -47,7 +47,7 @@ def main(argv: list[str] | None = None) -> None:
         """(2, photos): PSNR and LPIPS."""
         options, rows = restorer.options(solver=solver, steps=steps, guidance_scale=scale), []
         for some in torch.arange(len(hq)).split(args.batch):
-            image = restorer(lq[some], options, [first_seed + int(i) for i in some]).image
+            image = restorer.restore(lq[some], options, [first_seed + int(i) for i in some]).image
             rows.append(torch.stack([psnr(image, hq[some]), lpips(image, hq[some])]))
             progress.update(len(some))
         return torch.cat(rows, dim=1)

@@ -48,7 +48,7 @@ def main(argv: list[str] | None = None) -> int:
     grid = list(product(args.solvers, args.steps, args.scales))
     with torch.inference_mode():
         for solver, steps, scale in tqdm(grid, unit="run"):
-            result = restorer(lq, restorer.options(solver=solver, steps=steps, guidance_scale=scale), seeds)
+            result = restorer.restore(lq, restorer.options(solver=solver, steps=steps, guidance_scale=scale), seeds)
             table[solver, steps, scale] = scores(result.image, result.stage1)
         stage1 = scores(result.stage1, result.stage1)
 

@@ -58,13 +58,13 @@ def main(argv: list[str] | None = None) -> None:
         for i in tqdm(range(len(pairs)), unit="photo"):
             hq, lq = (x[None] for x in pairs[i])
             start = time.perf_counter()
-            i_reg = restorer(lq, restorer.options(stage="1")).image
+            i_reg = restorer.restore(lq, restorer.options(stage="1")).image
             record("degraded (bicubic)", lq, i_reg, hq, 0.0)
             record("stage 1", i_reg, i_reg, hq, time.perf_counter() - start)
             pictures = {"input": lq, "stage 1": i_reg}
             for scale, options in scales.items():
                 start = time.perf_counter()
-                image = restorer(lq, options, seeds=[args.seed + i]).image
+                image = restorer.restore(lq, options, seeds=[args.seed + i]).image
                 record(f"full, s = {scale:g}", image, i_reg, hq, time.perf_counter() - start)
                 pictures[f"s = {scale:g}"] = image
             if args.save:

@@ -18,7 +18,10 @@ def names(folder: Path) -> list[str]:
 
 
 def load_preset(
-    preset: str, task: str | None = None, stage1: str | None = None, overrides: Iterable[str] = ()
+    preset: str | Path,
+    task: str | None = None,
+    stage1: str | Path | None = None,
+    overrides: Iterable[str] = (),
 ) -> DictConfig:
     """Reads a preset.
 
@@ -65,10 +68,10 @@ def use_trained_weights(config: DictConfig, given: Container[str] = ()) -> DictC
     return config
 
 
-def _find(name: str, folder: Path, kind: str) -> Path:
+def _find(name: str | Path, folder: Path, kind: str) -> Path:
     named = folder / f"{name}.yaml"
     if named.is_file():
         return named
-    if name.endswith((".yaml", ".yml")):
+    if Path(name).suffix in (".yaml", ".yml"):
         return Path(name)
     raise UserError(f"there is no {kind} '{name}'; give one of {', '.join(names(folder))}, or a YAML file")

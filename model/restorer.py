@@ -1,12 +1,13 @@
-"""The whole pipeline as one object: degraded images in, restored images out.
+"""The whole pipeline as one object: degraded pictures in, restored pictures out.
 
 The command line, the pictures in the training logs and the benchmarks all call it.
 """
 
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -19,6 +20,7 @@ from diffbir.model.networks.autoencoder import AutoencoderKL
 from diffbir.model.networks.condition import Condition
 from diffbir.model.networks.layers import pad_to_multiple
 from diffbir.model.options import Options
+from diffbir.model.presets import load_preset
 from diffbir.model.sampling.cache import CachedControlledUNet
 from diffbir.model.sampling.denoiser import (
     ControlledUNet,
@@ -46,8 +48,10 @@ from diffbir.model.sampling.striped import StripedAutoencoder
 from diffbir.model.sampling.tiling import map_in_windows, plans
 from diffbir.utils.cli import UserError
 from diffbir.utils.color import ALIGNMENTS
-from diffbir.utils.config import check_keys, instantiate
+from diffbir.utils.config import check_keys, hint, instantiate
+from diffbir.utils.device import pick_device, pick_precision
 from diffbir.utils.memory import FirstThatFits
+from diffbir.utils.pictures import Picture, check_images, open_picture
 from diffbir.utils.precision import HALF, PRECISIONS, dtype_of
 
 log = logging.getLogger(__name__)
@@ -55,7 +59,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Result:
-    """What comes out; all (B, 3, H, W) float32 RGB in [0, 1] of the same size.
+    """What comes out; all of the same size, and (B, 3, H, W) float32 RGB in [0, 1] unless asked for as pictures.
 
     Args:
         image: the restored images.
@@ -63,13 +67,41 @@ class Result:
         input: the degraded images, brought to the output size.
     """
 
-    image: Tensor
-    stage1: Tensor
-    input: Tensor
+    image: Any
+    stage1: Any
+    input: Any
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Where a call stands.
+
+    Args:
+        picture: index of the picture that is being restored, from 0.
+        pictures: how many there are; None if that isn't known beforehand.
+        step: sampling steps that are done with it; equal to `steps` in the last report on a picture.
+        steps: sampling steps in all; 0 with stage '1'.
+    """
+
+    picture: int
+    pictures: int | None
+    step: int
+    steps: int
+
+
+class Cancelled(Exception):
+    """The progress callback returned False."""
+
+
+OnProgress = Callable[[Progress], bool | None]  # False ends the call
 
 
 class Restorer:
     """Stage 1, encode, sample, decode, align colours.
+
+        restorer = Restorer.from_preset("mini")
+        restored = restorer("photo.jpg", upscale=2, seed=1)  # a PIL image
+        restored = restorer(array)                           # an array in, an array out; likewise for the other kinds
 
     Networks may be in any precision; what passes between them is float32. A network in half precision whose result
     isn't finite is computed again, and from then on, in float32.
@@ -102,6 +134,33 @@ class Restorer:
         self.defaults = defaults or Options()
         self.multiple = 1 if unet is None else autoencoder.factor * unet.factor
         self._device, self.offload = device, offload
+
+    @classmethod
+    def from_preset(
+        cls,
+        preset: str | Path = "mini",
+        device: str | torch.device = "auto",
+        precision: str = "auto",
+        task: str | None = None,
+        stage1: str | Path | None = None,
+        stage: str | None = None,
+        offload: bool = False,
+        overrides: Iterable[str] = (),
+    ) -> "Restorer":
+        """Builds from a preset's name or YAML.
+
+        Args:
+            device: 'auto' is the best that there is here.
+            precision: of the networks: fp32, fp16, bf16; 'auto' is fp16 on CUDA and fp32 elsewhere.
+            preset, task, stage1, overrides: see `model.presets.load_preset`.
+            stage, offload: see `from_config`.
+
+        Raises:
+            UserError: an unknown name, a wrong key or value, or weights that are missing or do not fit.
+        """
+        config = load_preset(preset, task, stage1, overrides)
+        device = pick_device(device)
+        return cls.from_config(config, device, pick_precision(precision, device), stage, offload)
 
     @classmethod
     def from_config(
@@ -150,8 +209,69 @@ class Restorer:
         networks = (self.stage1, self.network)
         return next((p.device for net in networks if net is not None for p in net.parameters()), torch.device("cpu"))
 
-    @torch.inference_mode()
     def __call__(
+        self,
+        picture: Picture | Sequence[Picture],
+        *,
+        progress: OnProgress | None = None,
+        stages: bool = False,
+        **options: Any,
+    ) -> Any:
+        """Restores a picture, or every picture of a list: of any kinds and sizes, each as if it were alone.
+
+        Args:
+            picture: a path, a PIL image, an array or a tensor; see `utils.pictures.open_picture`.
+            progress: called after every sampling step and after every picture; it may return False to cancel.
+            stages: returns a `Result` of pictures, with stage 1 and the enlarged input, in place of the picture alone.
+            **options: fields of `Options`, such as upscale=4 or seed=1; the defaults are the preset's.
+
+        Returns:
+            The same kind of picture, `upscale` times as large (a PIL image for a path); a list for a list.
+
+        Raises:
+            UserError: an unknown option or a value out of range; a picture that can't be read or has the wrong form.
+            Cancelled: `progress` returned False.
+        """
+        many = isinstance(picture, (list, tuple))
+        results = list(self.stream(picture if many else [picture], progress=progress, stages=stages, **options))
+        return results if many else results[0]
+
+    def stream(
+        self,
+        pictures: Iterable[Picture],
+        *,
+        progress: OnProgress | None = None,
+        stages: bool = False,
+        **options: Any,
+    ) -> Iterator[Any]:
+        """Restores pictures one after the other and yields each as it is done; see `__call__`.
+
+        Nothing is read or computed before it is asked for, so that a folder of any length needs little memory.
+        """
+        chosen = self.options(**options)  # so that a wrong option is refused now and not with the first picture
+        steps = 0 if chosen.stage == "1" else chosen.steps
+        number = len(pictures) if isinstance(pictures, Sized) else None
+
+        def report(i: int, step: int) -> None:
+            if progress is not None and progress(Progress(i, number, step, steps)) is False:
+                raise Cancelled(f"cancelled at picture {i + 1}, step {step} of {steps}")
+
+        def restored() -> Iterator[Any]:
+            for i, picture in enumerate(pictures):
+                images, back = open_picture(picture)
+                # The last step is reported once the picture is whole.
+                on_step = lambda k, z_0, i=i: report(i, k + 1) if k + 1 < steps else None  # noqa: E731
+                result = self.restore(images, chosen, on_step=on_step)
+                report(i, steps)
+                if stages:
+                    yield Result(back(result.image), back(result.stage1), back(result.input))
+                else:
+                    yield back(result.image)
+
+        return restored()
+
+    @torch.inference_mode()
+    def restore(
         self,
         images: Tensor,
         options: Options | None = None,
@@ -166,10 +286,13 @@ class Restorer:
             on_step: called after every sampling step with its index and its estimate of the clean latent.
 
         Raises:
-            UserError: stage 2 is asked of a pipeline without its networks.
+            UserError: stage 2 is asked of a pipeline without its networks, images of another form, or too few seeds.
         """
         options = options or self.defaults
+        check_images(images)
         seeds = [options.seed] * len(images) if seeds is None else seeds
+        if len(seeds) != len(images):
+            raise UserError(f"{len(images)} images need as many seeds, not {len(seeds)}; give one for each")
         if options.stage != "1" and self.network is None:
             raise UserError("this configuration holds stage 1 alone; use --stage 1, or a preset with a diffusion model")
         images = images.to(self.device)
@@ -294,7 +417,15 @@ class Restorer:
             module.to("cpu")
 
     def options(self, **changes: Any) -> Options:
-        """The defaults with some values changed."""
+        """The defaults with some values changed.
+
+        Raises:
+            UserError: an unknown option, or a value out of range.
+        """
+        known = list(Options.__dataclass_fields__)
+        for name in changes:
+            if name not in known:
+                raise UserError(f"unknown option '{name}'{hint(name, known)}")
         return replace(self.defaults, **changes)
 
 

@@ -80,7 +80,7 @@ def test_small_trainings_fit_and_drive_inference(name, tmp_path):
     """Two steps; the run's own configuration, with the weights it exported, restores."""
     run(name, tmp_path)
     restorer = Restorer.from_config(load_preset(str(tmp_path / "config.yaml")))
-    result = restorer(photo(), restorer.options(solver="ddim", steps=2))
+    result = restorer.restore(photo(), restorer.options(solver="ddim", steps=2))
     assert result.image.isfinite().all()
     assert torch.equal(result.stage1, result.input) == (name == "no_restoration")
     branch = load_file(tmp_path / "weights" / "branch.safetensors")
@@ -130,8 +130,8 @@ def test_guidance_alone_drives_the_bare_prior(bare, changes):
     """Without guidance the prior draws pictures that have nothing to do with the input."""
     assert bare.network.branch is None
     options = bare.options(steps=6, **changes)
-    guided = bare(photo(), options)
-    free = bare(photo(), bare.options(**{**vars(options), "guidance_scale": 0.0}))
+    guided = bare.restore(photo(), options)
+    free = bare.restore(photo(), bare.options(**{**vars(options), "guidance_scale": 0.0}))
     distances = [(result.image - result.stage1).square().mean() for result in (guided, free)]
     assert guided.image.isfinite().all()
     assert distances[0] < 0.7 * distances[1]

@@ -99,7 +99,7 @@ def check_keys(config: DictConfig, required: Sequence[str], optional: Sequence[s
     """
     for key in config:
         if key not in (*required, *optional):
-            raise ConfigError(f"unknown key '{key}'{_hint(str(key), [*required, *optional])}")
+            raise ConfigError(f"unknown key '{key}'{hint(str(key), [*required, *optional])}")
     for key in required:
         if key not in config:
             raise ConfigError(f"missing key '{key}'; this command needs {', '.join(required)}")
@@ -173,7 +173,7 @@ def _check_exists(config: DictConfig, key: str) -> None:
         if part not in keys:
             if walked.endswith("params") and f"{walked}.{part}" == key:
                 return  # a parameter that the YAML leaves at its default; its constructor knows whether it exists
-            raise ConfigError(f"unknown key '{_join(walked, part)}' in the override of '{key}'{_hint(part, keys)}")
+            raise ConfigError(f"unknown key '{_join(walked, part)}' in the override of '{key}'{hint(part, keys)}")
         walked = _join(walked, part)
         node = OmegaConf.select(config, walked, throw_on_missing=False)
 
@@ -217,7 +217,7 @@ def _check_params(target: type, params: dict, partial: bool, path: str) -> None:
     names = _parameters(target)
     for key in params if names is not None else ():
         if key not in names:
-            raise ConfigError(f"unknown key '{_join(path, key)}' for {target.__qualname__}{_hint(str(key), names)}")
+            raise ConfigError(f"unknown key '{_join(path, key)}' for {target.__qualname__}{hint(str(key), names)}")
     if not partial:
         for p in inspect.signature(target).parameters.values():
             if p.default is p.empty and p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD) and p.name not in params:
@@ -237,7 +237,8 @@ def _parameters(target: type) -> list[str] | None:
     return None
 
 
-def _hint(key: str, known: Sequence[str]) -> str:
+def hint(key: str, known: Sequence[str]) -> str:
+    """The end of a sentence about an unknown key: what was probably meant, or what there is."""
     close = difflib.get_close_matches(key, known, n=1)
     if close:
         return f"; did you mean '{close[0]}'?"

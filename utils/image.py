@@ -70,7 +70,7 @@ def read_rgb(file: str | Path | BinaryIO, name: str | None = None) -> NDArray[np
                 grey = np.asarray(image, dtype=np.float32).clip(min=0)
                 white = 1.0 if image.mode == "F" and grey.max() <= 1 else max(65535.0, grey.max())
                 image = Image.fromarray(np.rint(grey / white * 255).astype(np.uint8))
-            rgb = _to_srgb(image)
+            rgb = to_srgb(image)
             if image.has_transparency_data:
                 rgb.putalpha(image.convert("RGBA").getchannel("A"))
                 rgb = Image.alpha_composite(Image.new("RGBA", rgb.size, "white"), rgb).convert("RGB")
@@ -83,7 +83,8 @@ def read_rgb(file: str | Path | BinaryIO, name: str | None = None) -> NDArray[np
         raise ImageError(f"{name} is damaged ({error}); replace or remove it") from error
 
 
-def _to_srgb(image: Image.Image) -> Image.Image:
+def to_srgb(image: Image.Image) -> Image.Image:
+    """Any mode of 8 bits -> RGB in sRGB by its profile; alpha is dropped."""
     profile = image.info.get("icc_profile")
     if image.mode not in ("RGB", "CMYK", "L"):
         image = image.convert("L" if image.mode in ("1", "LA", "La") else "RGB")

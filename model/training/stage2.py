@@ -109,7 +109,7 @@ class Stage2(Trainable):
 
     def restore(self, batch: dict) -> Result:
         """Samples the way inference does, the same noise every time."""
-        return self.restorer(batch["lq"], seeds=range(len(batch["lq"])))
+        return self.restorer.restore(batch["lq"], seeds=range(len(batch["lq"])))
 
     def images(self, batch: dict) -> dict[str, Tensor]:
         result = self.restore(batch)

@@ -71,7 +71,7 @@ def test_the_yaml_of_a_training_drives_inference_with_the_weights_it_exported(tm
     x, seen = torch.rand(1, 3, 32, 32), {}
     for step in ("before", "after"):
         restorer = Restorer.from_config(load_preset("configs/train/mini/stage2.yaml", overrides=overrides))
-        seen[step] = restorer(x, restorer.options(steps=2)).image
+        seen[step] = restorer.restore(x, restorer.options(steps=2)).image
         branch = restorer.network.branch
         state = {k: torch.zeros_like(v) for k, v in branch.state_dict().items()}
         save_weights(state, tmp_path / "weights" / "branch.safetensors")
@@ -81,16 +81,16 @@ def test_the_yaml_of_a_training_drives_inference_with_the_weights_it_exported(tm
         load_preset("configs/train/mini/stage2.yaml", overrides=[overrides[0], overrides[2]])
     )
     assert all(not p.any() for p in restorer.network.branch.parameters())
-    assert not torch.equal(restorer(x, restorer.options(steps=2)).image, seen["before"])
+    assert not torch.equal(restorer.restore(x, restorer.options(steps=2)).image, seen["before"])
 
 
 def test_a_training_of_stage_1_serves_for_stage_1_alone(tmp_path):
     config = load_preset("configs/train/mini/stage1.yaml", overrides=["weights.stage1=weights/mini/stage1.safetensors"])
     restorer = Restorer.from_config(config, stage="1")
     x = torch.rand(1, 3, 24, 24)
-    assert restorer(x, restorer.options(stage="1")).image.shape == x.shape
+    assert restorer.restore(x, restorer.options(stage="1")).image.shape == x.shape
     with pytest.raises(UserError, match="holds stage 1 alone"):
-        restorer(x)
+        restorer.restore(x)
     with pytest.raises(UserError, match="missing key 'diffusion'"):
         Restorer.from_config(config)
 

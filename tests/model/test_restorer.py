@@ -27,7 +27,7 @@ def photo(height: int, width: int, batch: int = 1) -> torch.Tensor:
 @pytest.mark.parametrize("size", [(1, 1), (3, 50), (33, 47), (64, 64)])
 @pytest.mark.parametrize("upscale", [1.0, 1.5])
 def test_output_size_is_input_size_times_upscale(restorer, size, upscale):
-    result = restorer(photo(*size), restorer.options(steps=2, upscale=upscale))
+    result = restorer.restore(photo(*size), restorer.options(steps=2, upscale=upscale))
     for image in (result.image, result.stage1, result.input):
         assert image.shape == (1, 3, round(size[0] * upscale), round(size[1] * upscale))
         assert image.isfinite().all()
@@ -36,14 +36,16 @@ def test_output_size_is_input_size_times_upscale(restorer, size, upscale):
 
 def test_an_image_does_not_depend_on_its_batch(restorer):
     images, options = torch.cat([photo(40, 56), photo(40, 56).flip(-1)]), restorer.options(steps=3, solver="ddpm")
-    together = restorer(images, options, seeds=[5, 6]).image
+    together = restorer.restore(images, options, seeds=[5, 6]).image
     for i, seed in enumerate((5, 6)):
-        assert_close(restorer(images[i : i + 1], options, seeds=[seed]).image[0], together[i], rtol=0, atol=1e-4)
+        assert_close(
+            restorer.restore(images[i : i + 1], options, seeds=[seed]).image[0], together[i], rtol=0, atol=1e-4
+        )
 
 
 def test_the_seed_fixes_the_result(restorer):
     def restore(seed):
-        return restorer(photo(32, 32), restorer.options(steps=3, seed=seed)).image
+        return restorer.restore(photo(32, 32), restorer.options(steps=3, seed=seed)).image
 
     assert torch.equal(restore(1), restore(1))
     assert not torch.equal(restore(1), restore(2))
@@ -52,11 +54,11 @@ def test_the_seed_fixes_the_result(restorer):
 @pytest.mark.parametrize("solver", ["ddpm", "ddim", "dpmpp_2m"])
 def test_guidance_moves_the_result_monotonically_towards_stage_1(restorer, solver):
     """The distance of the sampled latent to E(I_reg); after decoding, the autoencoder's own error would be mixed in."""
-    target = restorer.autoencoder.encode(restorer(photo(48, 48), restorer.options(stage="1")).image)
+    target = restorer.autoencoder.encode(restorer.restore(photo(48, 48), restorer.options(stage="1")).image)
     distances = []
     for scale in (0, 2e3, 2e4, 2e5, 2e7):
         options, estimates = restorer.options(steps=5, solver=solver, guidance_scale=scale), []
-        restorer(photo(48, 48), options, on_step=lambda i, z_0, estimates=estimates: estimates.append(z_0))
+        restorer.restore(photo(48, 48), options, on_step=lambda i, z_0, estimates=estimates: estimates.append(z_0))
         distances.append((estimates[-1] - target).square().mean().item())
     assert distances == sorted(distances, reverse=True)
     assert distances[-1] < 1e-3 < distances[0]
@@ -65,7 +67,7 @@ def test_guidance_moves_the_result_monotonically_towards_stage_1(restorer, solve
 @pytest.mark.parametrize("residual", [0.0, 0.5, 1.0])
 def test_strong_guidance_ends_at_stage_1_but_for_what_the_autoencoder_loses(restorer, residual):
     options = restorer.options(steps=4, guidance_scale=1e12, color="none", residual=residual)
-    result = restorer(photo(48, 48), options)
+    result = restorer.restore(photo(48, 48), options)
     reconstruction = restorer.autoencoder.decode(restorer.autoencoder.encode(result.stage1))
     expected = torch.lerp(reconstruction, result.stage1, residual).clamp(0, 1)
     assert_close(result.image, expected, rtol=0, atol=1e-3)
@@ -74,19 +76,19 @@ def test_strong_guidance_ends_at_stage_1_but_for_what_the_autoencoder_loses(rest
 
 def test_single_stages(restorer):
     x = photo(48, 48)
-    first = restorer(x, restorer.options(stage="1"))
+    first = restorer.restore(x, restorer.options(stage="1"))
     assert torch.equal(first.image, first.stage1)
     assert_close(first.image, restorer.stage1(x).clamp(0, 1))
-    second = restorer(x, restorer.options(stage="2", steps=2))
+    second = restorer.restore(x, restorer.options(stage="2", steps=2))
     assert_close(second.stage1, x)
     assert not torch.equal(second.image, x)
 
 
 def test_large_images_are_sampled_in_windows_without_changing_small_ones(restorer):
     x = photo(96, 144)
-    whole = restorer(x, restorer.options(steps=2, tile=0)).image
-    assert torch.equal(restorer(x, restorer.options(steps=2, tile=144)).image, whole)
-    windows = restorer(x, restorer.options(steps=2, tile=64)).image
+    whole = restorer.restore(x, restorer.options(steps=2, tile=0)).image
+    assert torch.equal(restorer.restore(x, restorer.options(steps=2, tile=144)).image, whole)
+    windows = restorer.restore(x, restorer.options(steps=2, tile=64)).image
     assert not torch.equal(windows, whole)
     assert (windows - whole).abs().mean() < 0.05
 
@@ -119,9 +121,9 @@ def test_half_precision_stays_close_to_float32(restorer, precision, tolerance):
     assert dtype_of(half.network) == dtype_of(half.stage1) == PRECISIONS[precision]
     assert dtype_of(half.autoencoder) == (torch.float32 if precision == "fp16" else torch.bfloat16)
     x, options = photo(40, 56), restorer.options(steps=3)
-    result = half(x, options)
+    result = half.restore(x, options)
     assert result.image.dtype == torch.float32
-    assert (result.image - restorer(x, options).image).abs().mean() < tolerance
+    assert (result.image - restorer.restore(x, options).image).abs().mean() < tolerance
 
 
 @pytest.mark.parametrize("part", ["stage1", "network", "autoencoder"])
@@ -138,7 +140,7 @@ def test_what_overflows_in_half_precision_is_computed_again_in_float32(restorer,
     with torch.no_grad():
         first.weight.mul_(60000)
     x, options = photo(40, 56), restorer.options(steps=2)
-    result = broken(x, options)
+    result = broken.restore(x, options)
     assert result.image.isfinite().all()
     assert dtype_of(module) == torch.float32
     assert "overflows in torch.float16; it goes on in float32" in caplog.text
@@ -152,7 +154,7 @@ def test_offloading_changes_where_networks_rest_and_nothing_else(restorer):
         module = getattr(offloaded, name)
         module.register_module("probe", Probe(name, moves))
     x, options = photo(40, 56), restorer.options(steps=2)
-    assert torch.equal(offloaded(x, options).image, restorer(x, options).image)
+    assert torch.equal(offloaded.restore(x, options).image, restorer.restore(x, options).image)
     order = ["stage1", "autoencoder", "text_encoder", "network", "autoencoder"]
     assert moves == [name for name in order for _ in ("to the device", "back")]
 
@@ -172,7 +174,7 @@ class Probe(torch.nn.Module):
 def test_small_images_are_enlarged_for_stage_2_and_come_back(restorer):
     x, sizes = photo(20, 30), []
     options = restorer.options(steps=2, min_side=64)
-    result = restorer(x, options, on_step=lambda i, z_0: sizes.append(tuple(z_0.shape[-2:])))
+    result = restorer.restore(x, options, on_step=lambda i, z_0: sizes.append(tuple(z_0.shape[-2:])))
     assert sizes == [(16, 24), (16, 24)]  # 64 x 96 pixels over the autoencoder's factor
     assert result.image.shape == x.shape
 
@@ -187,7 +189,7 @@ def test_a_stage_1_that_enlarges_sees_the_image_before_it_is_enlarged(restorer):
 
     stage1 = Fourfold()
     x = photo(10, 12)
-    result = Restorer(stage1)(x, Options(stage="1", upscale=4))
+    result = Restorer(stage1).restore(x, Options(stage="1", upscale=4))
     assert stage1.seen == x.shape
     assert torch.equal(result.image, torch.nn.functional.interpolate(x, scale_factor=4.0, mode="nearest"))
-    assert Restorer(stage1)(x, Options(stage="1", upscale=2)).image.shape == (1, 3, 20, 24)
+    assert Restorer(stage1).restore(x, Options(stage="1", upscale=2)).image.shape == (1, 3, 20, 24)

@@ -44,16 +44,19 @@ def test_any_image_any_way(restorer, height, width, tile, solver, spacing, steps
     )
     g = torch.Generator().manual_seed(height * 1000 + width)
     images, seeds = torch.rand(3, 3, height, width, generator=g), [4, 5, 6]
-    together = restorer(images, options, seeds).image
+    together = restorer.restore(images, options, seeds).image
     assert together.shape == images.shape
     assert together.isfinite().all()
-    split = [restorer(images[:1], options, seeds[:1]).image, restorer(images[1:], options, seeds[1:]).image]
+    split = [
+        restorer.restore(images[:1], options, seeds[:1]).image,
+        restorer.restore(images[1:], options, seeds[1:]).image,
+    ]
     assert_close(torch.cat(split), together, rtol=0, atol=1e-4)
 
 
 @pytest.mark.slow
 def test_a_large_image_in_small_tiles(restorer):
     image = torch.rand(1, 3, 700, 900, generator=torch.Generator().manual_seed(0))
-    result = restorer(image, restorer.options(steps=1, tile=256))
+    result = restorer.restore(image, restorer.options(steps=1, tile=256))
     assert result.image.shape == image.shape
     assert result.image.isfinite().all()

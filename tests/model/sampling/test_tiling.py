@@ -153,10 +153,10 @@ def test_the_pipeline_goes_on_with_smaller_windows_when_memory_runs_out(caplog):
             return x / 2
 
     x = torch.rand(1, 3, 200, 300)
-    assert_close(Restorer(Hungry())(x, Options(stage="1", tile=256)).image, x / 2)
+    assert_close(Restorer(Hungry()).restore(x, Options(stage="1", tile=256)).image, x / 2)
     assert "out of memory with Windows(tile=256" in caplog.text
     with pytest.raises(RuntimeError, match="allocate"):
-        Restorer(Hungry())(x, Options(stage="1", tile=NEVER))
+        Restorer(Hungry()).restore(x, Options(stage="1", tile=NEVER))
 
 
 # Seams, with the embedded model
@@ -197,7 +197,7 @@ def seams(image: Tensor, whole: Tensor, windows: Windows) -> float:
 @pytest.mark.parametrize("tile", [64, 128])
 def test_stage_1_has_no_seams(restorer, photo, tile):
     windows = plans(tile, CPU, restorer.stage1.multiple)[0]
-    whole, tiled = (restorer(photo, restorer.options(stage="1", tile=t)).image for t in (NEVER, tile))
+    whole, tiled = (restorer.restore(photo, restorer.options(stage="1", tile=t)).image for t in (NEVER, tile))
     assert not torch.equal(tiled, whole)
     assert seams(tiled, whole, windows) <= 1.05
     with torch.inference_mode():
@@ -209,6 +209,6 @@ def test_the_pipeline_has_no_seams(restorer, photo):
     tile, unit = 128, restorer.autoencoder.factor
     windows = plans(tile, CPU, restorer.network.unet.factor, unit)[0]
     in_pixels = Windows(windows.tile * unit, windows.overlap * unit, windows.margin * unit, windows.multiple * unit)
-    whole, tiled = (restorer(photo, restorer.options(steps=2, tile=t)).image for t in (NEVER, tile))
+    whole, tiled = (restorer.restore(photo, restorer.options(steps=2, tile=t)).image for t in (NEVER, tile))
     assert seams(tiled, whole, in_pixels) <= 1.05
     assert abs(tiled.mean(dim=(2, 3)) - whole.mean(dim=(2, 3))).max() < 1 / 255
