@@ -17,7 +17,8 @@ from numpy.typing import NDArray
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from diffbir.model.sampling.diffusion import Diffusion, alpha_bar_at
+from diffbir.model.sampling.diffusion import Diffusion
+from diffbir.model.sampling.schedule import alpha_bar_at
 from diffbir.model.sampling.solvers import SOLVERS
 from diffbir.utils.cli import entry_point
 

@@ -5,9 +5,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from diffbir.model.sampling.solvers import SOLVERS, SPACINGS
-from diffbir.model.sampling.tiling import AUTOMATIC
+from diffbir.utils.choices import ALIGNMENTS, AUTOMATIC
 from diffbir.utils.cli import UserError
-from diffbir.utils.color import ALIGNMENTS
 
 
 def option(
@@ -63,7 +62,7 @@ class Options:
     residual: float = option(
         0.0, "how much of the detail that the autoencoder loses of stage 1 is put back, 0 to 1", low=0, high=1
     )
-    color: str = option("wavelet", "colour alignment to stage 1", tuple(ALIGNMENTS))
+    color: str = option("wavelet", "colour alignment to stage 1", ALIGNMENTS)
     tile: int = option(
         512,
         "side of the windows that larger images are computed in, pixels; 0 is never, -1 what fits free memory",

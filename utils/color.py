@@ -6,6 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from diffbir.utils import choices
+
 KERNEL = torch.tensor([[1.0, 2.0, 1.0], [2.0, 4.0, 2.0], [1.0, 2.0, 1.0]]) / 16
 
 
@@ -31,8 +33,10 @@ def adain(content: Tensor, style: Tensor, eps: float = 1e-5) -> Tensor:
     return (content - mean_c) * (std_s**2 + eps).sqrt() / (std_c**2 + eps).sqrt() + mean_s
 
 
-ALIGNMENTS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
-    "wavelet": wavelet,
-    "adain": adain,
-    "none": lambda content, style: content,
-}
+def unchanged(content: Tensor, style: Tensor) -> Tensor:
+    return content
+
+
+ALIGNMENTS: dict[str, Callable[[Tensor, Tensor], Tensor]] = dict(
+    zip(choices.ALIGNMENTS, (wavelet, adain, unchanged), strict=True)
+)

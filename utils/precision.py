@@ -3,7 +3,9 @@
 import torch
 from torch import nn
 
-PRECISIONS = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+from diffbir.utils import choices
+
+PRECISIONS = dict(zip(choices.PRECISIONS, (torch.float32, torch.float16, torch.bfloat16), strict=True))
 HALF = (torch.float16, torch.bfloat16)
 
 

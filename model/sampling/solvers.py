@@ -10,22 +10,28 @@ written for x = z_t / a_t = z_0 + sigma eps, sigma = s / a, where a denoiser is 
 To add one, write a function and register it with its spacing in `SOLVERS`.
 """
 
+from __future__ import annotations
+
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial, wraps
 from itertools import pairwise
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
-from torch import Tensor
 
-from diffbir.model.sampling.denoiser import BoundDenoiser
-from diffbir.model.sampling.diffusion import alpha_bar_at, sigma_of, timestep_of
+from diffbir.model.sampling.schedule import alpha_bar_at, sigma_of, timestep_of
 
-Noise = Callable[[], Tensor]
-Callback = Callable[[int, Tensor], None]
-SigmaDenoiser = Callable[[Tensor, float], Tensor]
+if TYPE_CHECKING:  # a solver is arithmetic on what it is given; the command line lists them without loading torch
+    from torch import Tensor
+
+    from diffbir.model.sampling.denoiser import BoundDenoiser
+
+Noise = Callable[[], "Tensor"]
+Callback = Callable[[int, "Tensor"], None]
+SigmaDenoiser = Callable[["Tensor", float], "Tensor"]
 
 
 # Timesteps

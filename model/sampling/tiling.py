@@ -14,11 +14,11 @@ import torch
 from torch import Tensor
 
 from diffbir.model.networks.layers import pad_to_multiple
+from diffbir.utils.choices import AUTOMATIC, NEVER
 from diffbir.utils.memory import free_bytes
 
 Cut = Callable[[Tensor], Tensor]
 
-NEVER, AUTOMATIC = 0, -1
 BATCH = 4  # windows a call at first; one on the CPU, where several are no faster
 SMALLEST = 128  # pixels; below it, networks see too little to make sense of a picture
 # Activations alive at once in float32, for a pixel of the result: SCUNet 3.1 kB, SwinIR 0.8, RRDBNet 0.8, Stable

@@ -7,7 +7,8 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from diffbir.model.sampling.diffusion import Diffusion, alpha_bar_at, sigma_of, timestep_of
+from diffbir.model.sampling.diffusion import Diffusion
+from diffbir.model.sampling.schedule import alpha_bar_at, sigma_of, timestep_of
 from diffbir.model.sampling.solvers import (
     SOLVERS,
     SPACINGS,

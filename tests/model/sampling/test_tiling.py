@@ -16,7 +16,8 @@ from diffbir.model.networks.swinir import SwinIR
 from diffbir.model.options import Options
 from diffbir.model.presets import load_preset
 from diffbir.model.restorer import Restorer
-from diffbir.model.sampling.tiling import AUTOMATIC, NEVER, Windows, in_windows, map_in_windows, plans
+from diffbir.model.sampling.tiling import Windows, in_windows, map_in_windows, plans
+from diffbir.utils.choices import AUTOMATIC, NEVER
 from diffbir.utils.config import ROOT
 from diffbir.utils.image import read_rgb, to_tensor
 

@@ -1,0 +1,7 @@
+"""`python -m diffbir`"""
+
+import sys
+
+from diffbir.command import main
+
+sys.exit(main())
