@@ -9,7 +9,6 @@ The table goes to the terminal and to <save>/ablation.md, pictures side by side 
 a sweep to <save>/<photo>_<name>.png.
 """
 
-import argparse
 import logging
 import shutil
 import sys
@@ -25,6 +24,7 @@ from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from benchmarks import arguments, machine
 from benchmarks.pairs import synthetic_pairs
 from diffbir.model.build import weight_files
 from diffbir.model.options import Options
@@ -48,8 +48,8 @@ MEASURES = ("PSNR", "SSIM", "LPIPS", "d(I_reg)", "colour")
 
 @entry_point
 def main(argv: list[str] | None = None) -> None:
-    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    p.add_argument("--input", required=True, help="folder of clean photos that are restored; none of --photos")
+    p = arguments.parser(__doc__)
+    arguments.add_photos(p, 16, 128, help="folder of clean photos that are restored; none of --photos")
     p.add_argument("--photos", required=True, help="folder of clean photos for training")
     p.add_argument(
         "--configs",
@@ -60,8 +60,6 @@ def main(argv: list[str] | None = None) -> None:
     p.add_argument("--only", nargs="+", choices=NAMES, default=NAMES, help="(default: all)", metavar="NAME")
     p.add_argument("--steps", type=int, help="of each training (default: the YAML's)")
     p.add_argument("--fresh", action="store_true", help="trains anew what was trained with other settings or weights")
-    p.add_argument("--count", type=int, default=16, help="photos, in order of their names (default: %(default)s)")
-    p.add_argument("--size", type=int, default=128, help="side of the crop (default: %(default)s)")
     p.add_argument("--batch", type=int, default=8, help="photos restored at once (default: %(default)s)")
     p.add_argument("--degradation", default="configs/dataset/mini.yaml", help="its YAML (default: %(default)s)")
     p.add_argument("--solver", default="ddim", help="(default: %(default)s)")
@@ -104,7 +102,7 @@ def main(argv: list[str] | None = None) -> None:
     cells = "| {} | {:.2f} | {:.3f} | {:.3f} | {:.2f} | {:.1f} |"
     text = [
         f"{len(hq)} photos, {args.size} pixels, {args.solver}, {args.sampling_steps} steps, seed 0; RGB PSNR and SSIM",
-        f"without border crop, {LPIPS.variant}; torch {torch.__version__} on {device}, float32.\n",
+        f"without border crop, {LPIPS.variant}; {machine.versions('torch')} on {device}, float32.\n",
         f"| | {' | '.join(MEASURES)} |",
         "|---" * (len(MEASURES) + 1) + "|",
         *(cells.format(title, *row) for title, row in rows.items() if row),

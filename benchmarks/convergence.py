@@ -5,7 +5,6 @@ variance of its result are computed exactly, from its responses to the start and
 samples. Measured between two inner timesteps, where the schedule's steep ends don't hide the order.
 """
 
-import argparse
 import math
 import sys
 from itertools import pairwise
@@ -17,6 +16,7 @@ from numpy.typing import NDArray
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from benchmarks import arguments
 from diffbir.model.sampling.diffusion import Diffusion
 from diffbir.model.sampling.schedule import alpha_bar_at
 from diffbir.model.sampling.solvers import SOLVERS
@@ -73,7 +73,7 @@ def order(values: tuple[float, ...]) -> float:
 
 @entry_point
 def main(argv: list[str] | None = None) -> None:
-    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p = arguments.parser(__doc__)
     p.add_argument("--plot", default="docs/convergence.png", help="(default: %(default)s)")
     args = p.parse_args(argv)
     import matplotlib

@@ -10,13 +10,10 @@ Example:
     python benchmarks/data.py --input photos
 """
 
-import argparse
 import math
-import platform
 import sys
 import time
 from collections.abc import Callable
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +28,7 @@ from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from benchmarks import arguments, machine
 from diffbir.dataset.degradations.blur import RandomBlur, RandomSinc
 from diffbir.dataset.degradations.noise import RandomNoise
 from diffbir.dataset.degradations.recipes import SecondOrder
@@ -171,7 +169,7 @@ def plain_jpeg(x: NDArray, quality: list[int]) -> NDArray:
 
 @entry_point
 def main(argv: list[str] | None = None) -> None:
-    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p = arguments.parser(__doc__)
     p.add_argument("--input", required=True, help="folder or list of photos; those below the crop size are left out")
     p.add_argument("--crop-size", type=int, default=512, help="pixels (default: %(default)s)")
     p.add_argument("--pairs", type=int, default=60, help="in each repeat (default: %(default)s)")
@@ -215,7 +213,7 @@ def main(argv: list[str] | None = None) -> None:
         cells = " | ".join(f"{rate:.1f}" for rate in np.median(rates, axis=0))
         print(f"| {name} | {cells} | {np.median(ratio):.2f} ({ratio.min():.2f} to {ratio.max():.2f}) |")
     print(f"\nMedians of {args.repeats} repeats with {args.pairs} pairs each, CPU time of one thread.")
-    print(f"{processor()};", ", ".join(f"{name} {version(name)}" for name in PACKAGES))
+    print(f"{machine.processor()};", machine.versions(*PACKAGES))
     print("\n| median over the pairs | straightforward | ours | p (Kolmogorov-Smirnov) |\n|---|---|---|---|")
     for name, (plain, ours) in found.items():
         print(f"| {name} | {np.median(plain):.4f} | {np.median(ours):.4f} | {stats.ks_2samp(plain, ours).pvalue:.2f} |")
@@ -231,15 +229,6 @@ def timed(f: Callable, *args: Any) -> tuple[Any, float]:
 def short_side(path: Path) -> int:
     with Image.open(path) as image:
         return min(image.size)
-
-
-def processor() -> str:
-    """The CPU's name, where Linux tells it."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        return next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        return platform.processor() or platform.machine()
 
 
 if __name__ == "__main__":

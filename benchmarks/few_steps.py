@@ -4,7 +4,6 @@ Pairs are made as in benchmarks/quality.py. A difference is given with twice its
 beside them is what another seed changes in the reference itself: differences below that are noise.
 """
 
-import argparse
 import sys
 from pathlib import Path
 
@@ -14,29 +13,23 @@ from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from benchmarks import arguments
 from benchmarks.pairs import synthetic_pairs
-from diffbir.model.presets import load_preset
-from diffbir.model.restorer import Restorer
-from diffbir.model.sampling.solvers import SOLVERS
 from diffbir.utils.cli import entry_point
 from diffbir.utils.metrics import LPIPS, psnr
 
 
 @entry_point
 def main(argv: list[str] | None = None) -> None:
-    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    p.add_argument("--input", required=True, help="folder of clean photos")
-    p.add_argument("--preset", default="mini", help="as in inference.py (default: %(default)s)")
-    p.add_argument("--count", type=int, default=50, help="photos, in order of their names (default: %(default)s)")
-    p.add_argument("--size", type=int, default=128, help="side of the crop (default: %(default)s)")
+    p = arguments.parser(__doc__)
+    arguments.add_photos(p, count=50, size=128)
+    arguments.add_preset(p)
+    arguments.add_grid(p)
     p.add_argument("--batch", type=int, default=10, help="photos at once (default: %(default)s)")
-    p.add_argument("--steps", nargs="+", type=int, default=[8], help="(default: 8)")
-    p.add_argument("--solvers", nargs="+", default=list(SOLVERS), choices=list(SOLVERS), help="(default: all)")
     p.add_argument("--guidance-scale", type=float, help="(default: the preset's)")
-    p.add_argument("overrides", nargs="*", metavar="key=value", help="changes to the preset's YAML")
     args = p.parse_args(argv)
 
-    restorer = Restorer.from_config(load_preset(args.preset, overrides=args.overrides))
+    restorer = arguments.restorer(args)
     scale = restorer.defaults.guidance_scale if args.guidance_scale is None else args.guidance_scale
     hq, lq = synthetic_pairs(args.input, args.size, args.count)
     lpips = LPIPS()

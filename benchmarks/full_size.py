@@ -4,7 +4,6 @@ work, how long does it take and how much memory does it need? The pictures mean 
 Files are written once into --folder (about 7 GB) and used again.
 """
 
-import argparse
 import math
 import subprocess
 import sys
@@ -19,6 +18,7 @@ from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from benchmarks import arguments, machine
 from diffbir.model.build import weight_files
 from diffbir.model.presets import load_preset
 from diffbir.model.weights.checkpoint import ROLES
@@ -71,7 +71,7 @@ def write_files(config, folder: Path, dtype: torch.dtype) -> list[str]:
 
 @entry_point
 def main(argv: list[str] | None = None) -> None:
-    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p = arguments.parser(__doc__)
     p.add_argument("--folder", type=Path, default=Path("outputs/full_size"), help="of files (default: %(default)s)")
     p.add_argument("--preset", default="v2", help="(default: %(default)s)")
     p.add_argument("--task", help="(default: the preset's first)")
@@ -101,7 +101,7 @@ def main(argv: list[str] | None = None) -> None:
     seconds = time.perf_counter() - start
     peak = int(run.stdout.rpartition("peak ")[2]) / 1e6
     print(f"{args.preset}, {args.size} x {args.size}, {args.steps} steps, {args.precision} on {args.device}: ", end="")
-    print(f"{seconds:.0f} s in all, peak of {peak:.1f} GB main memory; torch {torch.__version__}")
+    print(f"{seconds:.0f} s in all, peak of {peak:.1f} GB main memory; {machine.versions('torch')}")
 
 
 if __name__ == "__main__":

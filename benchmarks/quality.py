@@ -5,7 +5,6 @@ size), restored and compared with the crop. Rows with a guidance scale above 0 s
 for fidelity; `d(I_reg)` is the mean squared distance to stage 1's output, times 1000.
 """
 
-import argparse
 import sys
 import time
 from pathlib import Path
@@ -16,9 +15,8 @@ from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from benchmarks import arguments, machine
 from benchmarks.pairs import DEGRADATION, synthetic_pairs
-from diffbir.model.presets import load_preset
-from diffbir.model.restorer import Restorer
 from diffbir.utils.cli import entry_point
 from diffbir.utils.image import side_by_side, to_uint8, write_png
 from diffbir.utils.metrics import LPIPS, psnr, ssim
@@ -26,12 +24,10 @@ from diffbir.utils.metrics import LPIPS, psnr, ssim
 
 @entry_point
 def main(argv: list[str] | None = None) -> None:
-    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    p.add_argument("--input", required=True, help="folder of clean photos")
-    p.add_argument("--preset", default="mini", help="as in inference.py (default: %(default)s)")
+    p = arguments.parser(__doc__)
+    arguments.add_photos(p, count=50, size=256)
+    arguments.add_preset(p)
     p.add_argument("--degradation", default=DEGRADATION, help="its YAML (default: %(default)s)")
-    p.add_argument("--count", type=int, default=50, help="photos, in order of their names (default: %(default)s)")
-    p.add_argument("--size", type=int, default=256, help="side of the crop (default: %(default)s)")
     p.add_argument("--seed", type=int, default=0, help="of degradation and sampling (default: %(default)s)")
     p.add_argument("--steps", type=int, help="sampling steps (default: the preset's)")
     p.add_argument("--solver", help="(default: the preset's)")
@@ -39,10 +35,9 @@ def main(argv: list[str] | None = None) -> None:
         "--guidance-scales", type=float, nargs="*", default=[0], help="one row each (default: 0)", metavar="S"
     )
     p.add_argument("--save", help="folder for pictures: input, stage 1, results, clean")
-    p.add_argument("overrides", nargs="*", metavar="key=value", help="changes to the preset's YAML")
     args = p.parse_args(argv)
 
-    restorer = Restorer.from_config(load_preset(args.preset, overrides=args.overrides))
+    restorer = arguments.restorer(args)
     pairs = list(zip(*synthetic_pairs(args.input, args.size, args.count, args.degradation, args.seed), strict=True))
     changes = {k: v for k, v in (("steps", args.steps), ("solver", args.solver)) if v is not None}
     scales = {scale: restorer.options(guidance_scale=scale, **changes) for scale in args.guidance_scales}
@@ -74,7 +69,7 @@ def main(argv: list[str] | None = None) -> None:
     options = next(iter(scales.values()), restorer.defaults)
     print(f"\n{len(pairs)} photos, {args.size} pixels, {options.solver}, {options.steps} steps, seed {args.seed};")
     print(f"RGB PSNR and SSIM without border crop, {LPIPS.variant};")
-    print(f"torch {torch.__version__}, {torch.get_num_threads()} threads, float32; seconds are the median per photo.\n")
+    print(f"{machine.versions('torch')}, {machine.threads()}, float32; seconds are the median per photo.\n")
     print("| | PSNR | SSIM | LPIPS | d(I_reg) | seconds |\n|---|---|---|---|---|---|")
     for name, values in rows.items():
         table = torch.stack(values)

@@ -9,8 +9,6 @@ times one step of each case, after one that isn't timed, so that whatever else t
 Weights are random: they don't change the time. The losses at the start, with the same noise, agree to rounding.
 """
 
-import argparse
-import platform
 import statistics
 import sys
 import time
@@ -28,6 +26,8 @@ from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from benchmarks import arguments, machine
+from diffbir.model.networks import swinir
 from diffbir.model.training.base import Trainable
 from diffbir.model.training.run import build_module
 from diffbir.utils.cli import entry_point
@@ -65,8 +65,8 @@ def straightforward() -> Iterator[None]:
     """Both passes belong in it: with checkpointing, the backward pass runs the forward pass again."""
     with (
         patch.object(F, "scaled_dot_product_attention", attention),
-        patch("model.networks.swinir.window_attention", window_attention),
-        patch("model.networks.swinir.upsample_conv", upsample_conv),
+        patch.object(swinir, "window_attention", window_attention),
+        patch.object(swinir, "upsample_conv", upsample_conv),
     ):
         yield
 
@@ -95,18 +95,9 @@ def randn_like(x: Tensor) -> Tensor:
     return torch.randn(x.shape, device=x.device).to(x.dtype)
 
 
-def processor(device: torch.device) -> str:
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.exists() else []
-    name = next((line.partition(": ")[2] for line in lines if line.startswith("model name")), platform.processor())
-    return f"{name}, {torch.get_num_threads()} threads"
-
-
 @entry_point
 def main(argv: list[str] | None = None) -> None:
-    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p = arguments.parser(__doc__)
     p.add_argument("--config", default="configs/train/stage1_codeformer.yaml", help="training (default: %(default)s)")
     p.add_argument("--size", type=int, default=512, help="side of the crops (default: %(default)s)")
     p.add_argument("--batch", type=int, default=1, help="images in a step (default: %(default)s)")
@@ -151,8 +142,8 @@ def main(argv: list[str] | None = None) -> None:
                 seconds = (time.perf_counter() - start, time.process_time() - cpu)
             times.setdefault((case, precision), []).append(seconds)
 
-    print(f"\n{args.config}, {args.size} pixels, batch {args.batch}; {processor(device)}; torch {torch.__version__};")
-    print(f"medians of {args.repeats} interleaved steps.\n")
+    print(f"\n{args.config}, {args.size} pixels, batch {args.batch}; {machine.processor(device)}, {machine.threads()};")
+    print(f"{machine.versions('torch')}; medians of {args.repeats} interleaved steps.\n")
     print("| | precision | s / step | images / s | CPU s / step | speed-up | the same in CPU s | loss at the start |")
     print("|---|---|---|---|---|---|---|---|")
     medians = {

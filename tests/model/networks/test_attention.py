@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from torch.testing import assert_close
 
 from benchmarks import train as plain
-from diffbir.model.networks import attention
+from diffbir.model.networks import attention, swinir
 from diffbir.model.networks.layers import upsample_conv
 
 
@@ -42,13 +42,12 @@ def test_the_convolution_of_a_doubled_image_at_less_cost(size):
 
 def test_the_benchmark_compares_the_same_network():
     """Output and gradients of the straightforward form are those of the network as it is."""
-    from diffbir.model.networks.swinir import SwinIR
-
     torch.manual_seed(0)
-    net = SwinIR(embed_dim=24, depths=[2, 2], num_heads=[2, 2], sf=4, unshuffle_scale=4)
+    net = swinir.SwinIR(embed_dim=24, depths=[2, 2], num_heads=[2, 2], sf=4, unshuffle_scale=4)
     x = torch.rand(1, 3, 64, 96)
     ours = net(x)
     with plain.straightforward():
+        assert swinir.window_attention is plain.window_attention
         straightforward = net(x)
     assert_close(ours, straightforward)
     assert_close(
