@@ -230,6 +230,7 @@ class Restorer:
         latent = condition.latent
         alpha_bar = self.diffusion.alpha_bar[: options.start_t + 1]
         spacing = None if options.spacing == "auto" else options.spacing
+        timesteps = timesteps_for(options.solver, alpha_bar, options.steps, spacing)
 
         # One generator an image, on the CPU: the same noise whatever the batch, the order or the device.
         generators = [torch.Generator().manual_seed(seed) for seed in seeds]
@@ -237,17 +238,17 @@ class Restorer:
         def noise() -> Tensor:
             return torch.stack([torch.randn(latent.shape[1:], generator=g) for g in generators]).to(latent)
 
-        def noised(t: int) -> Tensor:
+        def noised(t: float) -> Tensor:
             return self.diffusion.diffuse(latent, torch.full((len(latent),), t), noise())
 
-        z = noised(options.start_t) if options.start == "latent" else noise()
+        z = noised(timesteps[0]) if options.start == "latent" else noise()
         if options.noise_aug:
             condition = replace(condition, latent=noised(options.noise_aug))
         denoise = bind(self.denoiser(negative, options), condition)
         if options.guidance_scale > 0:
             gain = constant
             if options.guidance_form == "mean":
-                gain = mean_shift(alpha_bar, timesteps_for(options.solver, alpha_bar, options.steps, spacing))
+                gain = mean_shift(alpha_bar, timesteps)
             gain = during(gain, options.guidance_start, options.guidance_stop)
             denoise = with_guidance(denoise, self.guidance(latent, condition.image, gain, options))
         eta = None if options.eta < 0 else options.eta
