@@ -256,13 +256,15 @@ class Restorer:
 
     def denoiser(self, negative: Tensor | None, options: Options) -> Denoiser:
         """(z_t, t, condition) -> z_0 for one chain."""
-        network = self.network
+        network, before_retry = self.network, lambda: None
         if options.branch_every > 1 or options.deep_every > 1:
             network = CachedControlledUNet(network, options.branch_every, options.deep_every)
+            before_retry = network.memory.forget
         cfg = rising(options.cfg_scale) if options.cfg_rising else lambda t: options.cfg_scale
         windows = plans(options.tile, self.device, self.network.unet.factor, pixels=self.autoencoder.factor)
         denoise = denoiser(network, self.diffusion, options.strength)
-        return tiled(with_cfg(denoise, negative, lambda t: cfg(t) if t >= options.cfg_stop else 1.0), windows)
+        guided = with_cfg(denoise, negative, lambda t: cfg(t) if t >= options.cfg_stop else 1.0)
+        return tiled(guided, windows, before_retry)
 
     def guidance(self, latent: Tensor, i_reg: Tensor, gain: Gain, options: Options) -> Guidance:
         """(z_0, t) -> corrected z_0."""
