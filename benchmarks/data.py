@@ -16,7 +16,6 @@ import platform
 import sys
 import time
 from collections.abc import Callable
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +38,7 @@ from diffbir.dataset.pairs import ImagePairs
 from diffbir.dataset.sources.files import Files
 from diffbir.utils.cli import UserError, entry_point
 from diffbir.utils.config import instantiate, load_config
+from diffbir.utils.versions import versions
 
 PACKAGES = ("numpy", "opencv-python", "torch", "pillow")
 STATISTICS = {
@@ -215,7 +215,7 @@ def main(argv: list[str] | None = None) -> None:
         cells = " | ".join(f"{rate:.1f}" for rate in np.median(rates, axis=0))
         print(f"| {name} | {cells} | {np.median(ratio):.2f} ({ratio.min():.2f} to {ratio.max():.2f}) |")
     print(f"\nMedians of {args.repeats} repeats with {args.pairs} pairs each, CPU time of one thread.")
-    print(f"{processor()};", ", ".join(f"{name} {version(name)}" for name in PACKAGES))
+    print(f"{processor()};", ", ".join(f"{name} {version}" for name, version in versions(PACKAGES).items()))
     print("\n| median over the pairs | straightforward | ours | p (Kolmogorov-Smirnov) |\n|---|---|---|---|")
     for name, (plain, ours) in found.items():
         print(f"| {name} | {np.median(plain):.4f} | {np.median(ours):.4f} | {stats.ks_2samp(plain, ours).pvalue:.2f} |")
