@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 RUN := $(VENV)/bin/python
 
-.PHONY: demo test lint bench clean
+.PHONY: demo test test-lowest lint bench clean
 
 demo: $(VENV)/.ready  ## restore the photos in inputs/demo
 	$(RUN) inference.py --input inputs/demo --output outputs/demo --save-stages
@@ -11,6 +11,9 @@ demo: $(VENV)/.ready  ## restore the photos in inputs/demo
 
 test: $(VENV)/.ready-test  ## all tests, in two processes
 	$(RUN) -m pytest -n 2 --dist worksteal
+
+test-lowest: $(VENV)-lowest/.ready  ## all tests with the lowest versions allowed; Python 3.10 or 3.11
+	$(VENV)-lowest/bin/python -m pytest -n 2 --dist worksteal
 
 lint: $(VENV)/.ready-test  ## style
 	$(VENV)/bin/ruff check .
@@ -30,5 +33,11 @@ $(VENV)/.ready-test: $(VENV)/.ready pyproject.toml
 	$(RUN) -m pip install --quiet --disable-pip-version-check '.[test]'
 	@touch $@
 
+$(VENV)-lowest/.ready: requirements.txt tests/lowest.txt pyproject.toml
+	$(PYTHON) -m venv $(VENV)-lowest
+	@echo "Installing the lowest versions (some minutes the first time) ..."
+	$(VENV)-lowest/bin/python -m pip install --quiet --disable-pip-version-check -c tests/lowest.txt '.[test]'
+	@touch $@
+
 clean:
-	rm -rf $(VENV) outputs
+	rm -rf $(VENV) $(VENV)-lowest outputs

@@ -1,10 +1,11 @@
 """What a benchmark ran on, for the line below its table."""
 
 import platform
-from importlib.metadata import version
 from pathlib import Path
 
 import torch
+
+from diffbir.utils.versions import versions as installed
 
 CPUINFO = Path("/proc/cpuinfo")
 
@@ -24,4 +25,4 @@ def threads() -> str:
 
 def versions(*packages: str) -> str:
     """`torch 2.14.1, numpy 2.3.0`, as installed."""
-    return ", ".join(f"{name} {version(name)}" for name in packages)
+    return ", ".join(f"{name} {version}" for name, version in installed(packages).items())

@@ -1,12 +1,22 @@
 """How to restore: the options of a call, which are also the flags of the command line."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from numbers import Integral, Real
 from typing import Any
 
 from diffbir.model.sampling.solvers import SOLVERS, SPACINGS
 from diffbir.utils.choices import ALIGNMENTS, AUTOMATIC
 from diffbir.utils.cli import UserError
+
+# Type of an option -> how to say it, and what is taken for it: numpy's numbers too.
+KINDS = {
+    bool: ("true or false", bool),
+    int: ("a whole number", Integral),
+    float: ("a number", Real),
+    str: ("text", str),
+}
 
 
 def option(
@@ -20,7 +30,7 @@ class Options:
     """How to restore. A preset changes the defaults; each field is also a flag of `inference.py`.
 
     Raises:
-        UserError: a value out of range, naming the option.
+        UserError: a value of another type or out of range, or two that exclude each other, naming the option.
     """
 
     upscale: float = option(1.0, "output size over input size", low=0.1, high=16)
@@ -30,7 +40,7 @@ class Options:
     solver: str = option("ddpm", "sampler", tuple(SOLVERS))
     steps: int = option(50, "sampling steps: more is slower and sharper", low=1, high=1000)
     spacing: str = option("auto", "timesteps of the solver; auto is what suits it", ("auto", *SPACINGS))
-    eta: float = option(-1.0, "fresh noise of a stochastic solver, from 0 to 1; -1 is the solver's own", low=-1)
+    eta: float = option(-1.0, "fresh noise of a stochastic solver, from 0 to 1; -1 is the solver's own", low=-1, high=1)
     start: str = option(
         "noise", "what sampling starts from: noise, or the noised latent of stage 1", ("noise", "latent")
     )
@@ -73,20 +83,46 @@ class Options:
         "shorter images are enlarged to this side for stage 2, pixels: large models need it",
         low=0,
     )
-    seed: int = option(0, "noise of every image follows from it, whatever the order", low=0)
+    seed: int = option(0, "noise of every image follows from it, whatever the order", low=0, high=2**64 - 1)
 
     def __post_init__(self):
         for name, spec in self.__dataclass_fields__.items():
-            value, meta = getattr(self, name), spec.metadata
+            value, meta = plain(name, type(spec.default), getattr(self, name)), spec.metadata
+            object.__setattr__(self, name, value)
             if meta["choices"] and value not in meta["choices"]:
                 raise UserError(f"{name} must be one of {', '.join(meta['choices'])}, not '{value}'")
             if meta["low"] is not None and value < meta["low"]:
                 raise UserError(f"{name} must be at least {meta['low']}, not {value}")
             if meta["high"] is not None and value > meta["high"]:
                 raise UserError(f"{name} must be at most {meta['high']}, not {value}")
+        most = self.start_t + (self.spacing != "leading")  # which leaves out the last timestep
+        if self.steps > most:
+            raise UserError(
+                f"steps must be at most {most} with start_t {self.start_t} and spacing {self.spacing}, not {self.steps}"
+            )
         if self.start == "noise" and self.start_t < 999:
             raise UserError("start_t below 999 needs start 'latent': pure noise belongs to the last timestep")
         if self.guidance_form == "mean" and self.solver != "ddpm":
             raise UserError("guidance_form 'mean' shifts the mean of a ddpm step; use solver ddpm, or another form")
+        if self.guidance_start < self.guidance_stop:
+            raise UserError(
+                f"guidance_start must be at least guidance_stop, for timesteps descend: {self.guidance_start} is less "
+                f"than {self.guidance_stop}, and nothing would be guided"
+            )
+        if -1 < self.eta < 0:
+            raise UserError(f"eta must be -1 (the solver's own) or lie in 0 .. 1, not {self.eta}")
         if self.eta >= 0 and SOLVERS[self.solver].eta is None:
             raise UserError(f"eta is for stochastic solvers, not for {self.solver}")
+
+
+def plain(name: str, kind: type, value: Any) -> Any:
+    """The value of an option as Python's own bool, int, float or str.
+
+    Raises:
+        UserError: it is of another type, or not finite.
+    """
+    words, accepted = KINDS[kind]
+    right = isinstance(value, accepted) and isinstance(value, bool) == (kind is bool)  # True is not 1 here
+    if not right or (kind is float and not math.isfinite(value)):
+        raise UserError(f"{name} must be {words}, not {value!r}")
+    return kind(value)

@@ -18,10 +18,7 @@ def names(folder: Path) -> list[str]:
 
 
 def load_preset(
-    preset: str | Path,
-    task: str | None = None,
-    stage1: str | Path | None = None,
-    overrides: Iterable[str] = (),
+    preset: str | Path, task: str | None = None, stage1: str | Path | None = None, overrides: Iterable[str] = ()
 ) -> DictConfig:
     """Reads a preset.
 
@@ -69,6 +66,7 @@ def use_trained_weights(config: DictConfig, given: Container[str] = ()) -> DictC
 
 
 def _find(name: str | Path, folder: Path, kind: str) -> Path:
+    name = str(name)
     named = folder / f"{name}.yaml"
     if named.is_file():
         return named

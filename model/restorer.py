@@ -353,6 +353,7 @@ class Restorer:
         latent = condition.latent
         alpha_bar = self.diffusion.alpha_bar[: options.start_t + 1]
         spacing = None if options.spacing == "auto" else options.spacing
+        timesteps = timesteps_for(options.solver, alpha_bar, options.steps, spacing)
 
         # One generator an image, on the CPU: the same noise whatever the batch, the order or the device.
         generators = [torch.Generator().manual_seed(seed) for seed in seeds]
@@ -360,17 +361,17 @@ class Restorer:
         def noise() -> Tensor:
             return torch.stack([torch.randn(latent.shape[1:], generator=g) for g in generators]).to(latent)
 
-        def noised(t: int) -> Tensor:
+        def noised(t: float) -> Tensor:
             return self.diffusion.diffuse(latent, torch.full((len(latent),), t), noise())
 
-        z = noised(options.start_t) if options.start == "latent" else noise()
+        z = noised(timesteps[0]) if options.start == "latent" else noise()
         if options.noise_aug:
             condition = replace(condition, latent=noised(options.noise_aug))
         denoise = bind(self.denoiser(negative, options), condition)
         if options.guidance_scale > 0:
             gain = constant
             if options.guidance_form == "mean":
-                gain = mean_shift(alpha_bar, timesteps_for(options.solver, alpha_bar, options.steps, spacing))
+                gain = mean_shift(alpha_bar, timesteps)
             gain = during(gain, options.guidance_start, options.guidance_stop)
             denoise = with_guidance(denoise, self.guidance(latent, condition.image, gain, options))
         eta = None if options.eta < 0 else options.eta
@@ -378,13 +379,15 @@ class Restorer:
 
     def denoiser(self, negative: Tensor | None, options: Options) -> Denoiser:
         """(z_t, t, condition) -> z_0 for one chain."""
-        network = self.network
+        network, before_retry = self.network, lambda: None
         if options.branch_every > 1 or options.deep_every > 1:
             network = CachedControlledUNet(network, options.branch_every, options.deep_every)
+            before_retry = network.memory.forget
         cfg = rising(options.cfg_scale) if options.cfg_rising else lambda t: options.cfg_scale
         windows = plans(options.tile, self.device, self.network.unet.factor, pixels=self.autoencoder.factor)
         denoise = denoiser(network, self.diffusion, options.strength)
-        return tiled(with_cfg(denoise, negative, lambda t: cfg(t) if t >= options.cfg_stop else 1.0), windows)
+        guided = with_cfg(denoise, negative, lambda t: cfg(t) if t >= options.cfg_stop else 1.0)
+        return tiled(guided, windows, before_retry)
 
     def guidance(self, latent: Tensor, i_reg: Tensor, gain: Gain, options: Options) -> Guidance:
         """(z_0, t) -> corrected z_0."""

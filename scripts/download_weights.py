@@ -17,7 +17,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from diffbir.model.build import weight_files
 from diffbir.model.presets import PRESETS, STAGE1, load_preset, names
-from diffbir.model.weights.published import FOLDER, PublishedFile, table
+from diffbir.model.weights.published import FOLDER, PublishedFile, address, table
 from diffbir.utils.cli import UserError, entry_point
 from diffbir.utils.config import project_path
 
@@ -72,28 +72,35 @@ def describe(path: Path) -> str:
 
 
 def fetch(file: PublishedFile, path: Path) -> None:
-    """Downloads one file; what is half fetched never has the file's name.
+    """Downloads one file from the first of its mirrors that has it; what is half fetched never has the file's name.
 
     Raises:
-        UserError: it cannot be downloaded, or its checksum is wrong.
+        UserError: no mirror gives it, or none with the right checksum.
     """
     if file.make:
         raise UserError(f"{path.name} is not downloaded but made: {file.make}")
     path.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        if file.repo:
-            from huggingface_hub import hf_hub_download
+    failures = []
+    for mirror in file.mirrors:
+        try:
+            return fetch_from(mirror, path, file.sha256)
+        except Exception as error:  # libraries of two kinds, each with many ways to fail
+            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            failures.append(f"from {address(mirror)}: {reason}")
+    note = f"; {file.note}" if file.note else ""
+    raise UserError(f"{path.name} could not be fetched {'; '.join(failures)}{note}")
 
-            hf_hub_download(file.repo, path.name, local_dir=path.parent)
-        else:
-            torch.hub.download_url_to_file(file.url, str(path))
-    except Exception as error:  # libraries of two kinds, each with many ways to fail
-        note = f"; {file.note}" if file.note else ""
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise UserError(f"{path.name} could not be fetched from {file.source}: {reason}{note}") from error
-    if file.sha256 and (found := checksum(path)) != file.sha256:
+
+def fetch_from(mirror: str, path: Path, sha256: str | None) -> None:
+    if "://" in mirror:
+        torch.hub.download_url_to_file(mirror, str(path))
+    else:
+        from huggingface_hub import hf_hub_download
+
+        hf_hub_download(mirror, path.name, local_dir=path.parent)
+    if sha256 and (found := checksum(path)) != sha256:
         path.unlink()
-        raise UserError(f"{path.name} arrived with checksum {found} instead of {file.sha256}; fetch it again")
+        raise ValueError(f"it arrived with checksum {found} instead of {sha256}")
 
 
 def checksum(path: Path) -> str:

@@ -10,7 +10,6 @@ Example:
 import argparse
 import json
 import sys
-from importlib.metadata import version
 from pathlib import Path
 
 from omegaconf import OmegaConf
@@ -24,6 +23,7 @@ from diffbir.utils.cli import UserError, entry_point
 from diffbir.utils.config import instantiate
 from diffbir.utils.files import replacing
 from diffbir.utils.image import to_uint8, write_png
+from diffbir.utils.versions import versions
 
 PACKAGES = ("numpy", "opencv-python", "pillow")  # their versions may change pixels
 
@@ -64,8 +64,8 @@ def main(argv: list[str] | None = None) -> None:
             source = pairs.source.name(n)
             items.append({"name": name, "source": source, "seed": [args.seed, n], "drawn": degradation.drawn})
         facts = {"seed": args.seed, "size": args.size, "short_side": args.short_side, "crop": "centre"}
-        versions = {package: version(package) for package in PACKAGES}
-        (part / "testset.json").write_text(json.dumps({**facts, "versions": versions, "items": items}, indent=2) + "\n")
+        facts["versions"] = versions(PACKAGES)
+        (part / "testset.json").write_text(json.dumps({**facts, "items": items}, indent=2) + "\n")
         OmegaConf.save(OmegaConf.create({"degradation": recipe}), part / "recipe.yaml")
     print(f"{len(items)} pairs of {args.size} x {args.size} pixels in {args.output}")
 

@@ -85,6 +85,7 @@ def apply_overrides(config: DictConfig, overrides: Iterable[str], path: str | Pa
     if missing:
         raise ConfigError(f"{path}: {missing[0]} has no value; give it on the command line as {missing[0]}=...")
     try:
+        OmegaConf.to_container(config, resolve=True)  # names the key; `resolve` of OmegaConf 2.3 doesn't
         OmegaConf.resolve(config)
     except OmegaConfBaseException as error:
         raise ConfigError(f"{path}: {error.full_key or 'a key'}: {_first_line(error)}") from error

@@ -39,10 +39,11 @@ class FirstThatFits(Generic[Plan]):
 
     Args:
         plans: from the fastest to the one that needs least memory.
+        before_retry: called before the next plan is tried, to drop what the failed one left behind.
     """
 
-    def __init__(self, plans: Iterable[Plan]):
-        self.plans = list(plans)
+    def __init__(self, plans: Iterable[Plan], before_retry: Callable[[], None] = lambda: None):
+        self.plans, self.before_retry = list(plans), before_retry
 
     def __call__(self, function: Callable[[Plan], Output]) -> Output:
         """Raises what `function` raises for another reason, or with the last plan."""
@@ -55,6 +56,7 @@ class FirstThatFits(Generic[Plan]):
             # Not in the handler, where the traceback would keep the tensors of the failed attempt alive.
             failed = self.plans.pop(0)
             log.warning("out of memory with %s; it goes on with %s", failed, self.plans[0])
+            self.before_retry()
             if torch.cuda.is_available():
                 torch.cuda.empty_cache()
 

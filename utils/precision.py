@@ -1,5 +1,8 @@
 """Number formats of networks by name."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 from torch import nn
 
@@ -11,3 +14,15 @@ HALF = (torch.float16, torch.bfloat16)
 
 def dtype_of(module: nn.Module) -> torch.dtype:
     return next((p.dtype for p in module.parameters()), torch.float32)
+
+
+@contextmanager
+def keeping_precision(*modules: nn.Module) -> Iterator[None]:
+    """Turns modules that become float32 inside back at the end; that loses nothing, for every half is a float32."""
+    dtypes = [dtype_of(module) for module in modules]
+    try:
+        yield
+    finally:
+        for module, dtype in zip(modules, dtypes, strict=True):
+            if dtype_of(module) != dtype:
+                module.to(dtype)

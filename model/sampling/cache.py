@@ -38,12 +38,18 @@ class Memory:
             self.t, self.step, self.call = t, self.step + 1, 0
         return self.kept.setdefault(self.call, Kept())
 
+    def forget(self) -> None:
+        """The running step begins again, with calls that are not those of the steps before (other windows)."""
+        self.call = -1
+        self.kept.clear()
+
 
 class CachedControlledUNet(nn.Module):
     """A `ControlledUNet` for one sampling chain that computes the branch, or all deep blocks, only now and then.
 
     The calls of a step must come in the same order, and with the same sizes, in every step; where they don't (the
-    number of texts changes with the guidance scale), everything is computed.
+    number of texts changes with the guidance scale), everything is computed. Who cuts a picture anew in the middle of a
+    chain tells `memory.forget`: windows of one size may still be other windows.
 
     Args:
         network: what is run; its weights are shared.

@@ -79,15 +79,16 @@ def rising(scale: float) -> Callable[[float], float]:
     return lambda t: 1 + scale * (1 - math.cos(math.pi * ((1000 - t) / 1000) ** 5)) / 2
 
 
-def tiled(denoise: Denoiser, plans: Sequence[Windows]) -> Denoiser:
+def tiled(denoise: Denoiser, plans: Sequence[Windows], before_retry: Callable[[], None] = lambda: None) -> Denoiser:
     """Denoises large latents in overlapping windows.
 
     Text covers the whole picture and is repeated for every window.
 
     Args:
         plans: windows over the latent; each for when the one before runs out of memory.
+        before_retry: called before a step is done again in other windows.
     """
-    fit = FirstThatFits(plans)
+    fit = FirstThatFits(plans, before_retry)
 
     def denoise_windows(z_t: Tensor, t: float, condition: Condition) -> Tensor:
         def windows_at(windows: Windows) -> Tensor:

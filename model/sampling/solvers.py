@@ -51,11 +51,14 @@ def trailing_timesteps(alpha_bar: NDArray, steps: int) -> list[float]:
 
 
 def leading_timesteps(alpha_bar: NDArray, steps: int) -> list[float]:
-    """Every T // steps-th step from 1 on, ending at 0 (the original DDIM spacing, which never sees pure noise)."""
+    """Evenly from 1 on, T / steps apart, ending at 0 (the original DDIM spacing, which never sees pure noise).
+
+    The original rounds the distance down, so that a number of steps that doesn't divide T leaves out the noisy end.
+    """
     T = len(alpha_bar)
     if steps == T:
         raise ValueError(f"leading spacing leaves out the last timestep; steps must be less than {T}")
-    return [*(np.arange(0, T, T // steps)[:steps] + 1).tolist()[::-1], 0]
+    return [*(np.arange(steps) * T // steps + 1).tolist()[::-1], 0]
 
 
 def karras_timesteps(alpha_bar: NDArray, steps: int, rho: float = 7.0) -> list[float]:

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytorch_lightning as L
 import torch
-from lightning_fabric.plugins.io import TorchCheckpointIO
+from pytorch_lightning.plugins.io import TorchCheckpointIO
 
 from diffbir.model.training.base import Trainable
 from diffbir.model.training.guards import Stop

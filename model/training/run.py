@@ -5,7 +5,6 @@ import logging
 import shlex
 import subprocess
 import sys
-from importlib.metadata import version
 from pathlib import Path
 
 import pytorch_lightning as L
@@ -25,6 +24,7 @@ from diffbir.utils.cli import UserError
 from diffbir.utils.config import ROOT, check_keys, instantiate
 from diffbir.utils.files import no_room
 from diffbir.utils.precision import PRECISIONS
+from diffbir.utils.versions import versions
 
 log = logging.getLogger(__name__)
 
@@ -140,7 +140,7 @@ def record_run(config: DictConfig, run_dir: Path, facts: dict) -> None:
         "command": shlex.join(sys.argv),
         "commit": commit.stdout.strip() or "unknown",
         "python": sys.version.split()[0],
-        **{name: version(name) for name in PACKAGES},
+        **versions(PACKAGES),
         **facts,
     }
     OmegaConf.save(OmegaConf.create(run), run_dir / "run.yaml")

@@ -11,6 +11,7 @@ from diffbir.model.options import Options
 from diffbir.model.restorer import Restorer, Result
 from diffbir.model.sampling.diffusion import Diffusion
 from diffbir.model.training.base import Trainable
+from diffbir.utils.precision import keeping_precision
 
 
 class Stage2(Trainable):
@@ -108,8 +109,9 @@ class Stage2(Trainable):
         self.log_scores(restored, batch["hq"])
 
     def restore(self, batch: dict) -> Result:
-        """Samples the way inference does, the same noise every time."""
-        return self.restorer.restore(batch["lq"], seeds=range(len(batch["lq"])))
+        """Samples the way inference does, the same noise every time; an overflow changes no weights of the training."""
+        with keeping_precision(*self.frozen.values(), *self.trained.values()):
+            return self.restorer.restore(batch["lq"], seeds=range(len(batch["lq"])))
 
     def images(self, batch: dict) -> dict[str, Tensor]:
         result = self.restore(batch)

@@ -1,5 +1,6 @@
 """The table of published weight files (weights/files.yaml): what each holds and where it comes from."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -19,8 +20,7 @@ class PublishedFile:
         holds: what is in it.
         licence: its licence.
         size: bytes; as the layout implies where the true size isn't known.
-        repo: repository on the Hugging Face hub, or None.
-        url: address elsewhere, or None.
+        mirrors: where it is, the best first: repositories on the Hugging Face hub (owner/name), or addresses elsewhere.
         make: command that makes it here, or None.
         sha256: checksum, None where unknown.
         note: what else one should know.
@@ -29,8 +29,7 @@ class PublishedFile:
     holds: str
     licence: str
     size: float
-    repo: str | None = None
-    url: str | None = None
+    mirrors: Sequence[str] = ()
     make: str | None = None
     sha256: str | None = None
     note: str | None = None
@@ -38,7 +37,12 @@ class PublishedFile:
     @property
     def source(self) -> str:
         """Where it comes from, for people."""
-        return self.make or self.url or f"https://huggingface.co/{self.repo}"
+        return self.make or " or ".join(map(address, self.mirrors))
+
+
+def address(mirror: str) -> str:
+    """Where a mirror is, for people."""
+    return mirror if "://" in mirror else f"https://huggingface.co/{mirror}"
 
 
 @cache

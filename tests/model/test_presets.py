@@ -49,6 +49,12 @@ def test_any_stage_1_goes_in_front_of_any_preset(preset, stage1):
     assert config.weights.unet == load_preset(preset).weights.unet
 
 
+def test_a_yaml_may_be_given_as_a_path():
+    path, stage1 = PRESETS / "mini.yaml", STAGE1 / "bsrnet.yaml"
+    assert load_preset(path) == load_preset(str(path)) == load_preset("mini")
+    assert load_preset(path, stage1=stage1) == load_preset("mini", stage1="bsrnet")
+
+
 @pytest.mark.parametrize(
     "args, words",
     [

@@ -1,5 +1,8 @@
 """The pipeline with the embedded model."""
 
+from dataclasses import fields
+
+import numpy as np
 import pytest
 import torch
 from torch.testing import assert_close
@@ -7,6 +10,8 @@ from torch.testing import assert_close
 from diffbir.model.options import Options
 from diffbir.model.presets import load_preset
 from diffbir.model.restorer import Restorer
+from diffbir.model.sampling.diffusion import Diffusion
+from diffbir.model.sampling.solvers import SPACINGS, timesteps_for
 from diffbir.utils.cli import UserError
 from diffbir.utils.precision import PRECISIONS, dtype_of
 
@@ -93,15 +98,65 @@ def test_large_images_are_sampled_in_windows_without_changing_small_ones(restore
     assert (windows - whole).abs().mean() < 0.05
 
 
-def test_bad_options_are_named():
-    for changes, words in [
-        (dict(steps=0), "steps must be at least 1"),
-        (dict(solver="euler3"), "solver must be one of"),
+@pytest.mark.parametrize(
+    "changes, words",
+    [
+        (dict(steps=0), "steps must be at least 1, not 0"),
+        (dict(steps=10.5), "steps must be a whole number, not 10.5"),
+        (dict(steps="10"), "steps must be a whole number, not '10'"),
+        (dict(steps=None), "steps must be a whole number, not None"),
+        (dict(steps=True), "steps must be a whole number, not True"),
+        (dict(steps=10, start="latent", start_t=8), "steps must be at most 9 with start_t 8 and spacing auto, not 10"),
+        (dict(steps=1000, spacing="leading"), "steps must be at most 999 with start_t 999 and spacing leading"),
+        (dict(seed=1.5), "seed must be a whole number, not 1.5"),
+        (dict(seed=2**64), "seed must be at most"),
+        (dict(eta=5, solver="ddim"), "eta must be at most 1, not 5"),
+        (dict(eta=-0.5, solver="ddim"), "eta must be -1"),
+        (dict(guidance_region="false"), "guidance_region must be true or false, not 'false'"),
+        (dict(guidance_region=1), "guidance_region must be true or false, not 1"),
+        (dict(guidance_region=None), "guidance_region must be true or false, not None"),
         (dict(guidance_scale=-1.0), "guidance_scale must be at least 0"),
+        (dict(guidance_scale=float("nan")), "guidance_scale must be a number, not nan"),
+        (dict(guidance_scale=float("inf")), "guidance_scale must be a number, not inf"),
+        (dict(guidance_start=100, guidance_stop=200), "guidance_start must be at least guidance_stop"),
         (dict(upscale=99.0), "upscale must be at most 16"),
-    ]:
-        with pytest.raises(UserError, match=words):
-            Options(**changes)
+        (dict(upscale="4"), "upscale must be a number, not '4'"),
+        (dict(upscale=True), "upscale must be a number, not True"),
+        (dict(solver="euler3"), "solver must be one of"),
+        (dict(solver=["ddim"]), "solver must be text"),
+        (dict(stage=1), "stage must be text, not 1"),
+        (dict(prompt=None), "prompt must be text, not None"),
+    ],
+)
+def test_bad_options_are_named(changes, words):
+    with pytest.raises(UserError, match=words) as error:
+        Options(**changes)
+    assert "\n" not in str(error.value)
+
+
+def test_no_option_takes_another_type():
+    for spec in fields(Options):
+        for value in (None, [], {}, b"1", object(), 1j):
+            with pytest.raises(UserError, match=f"{spec.name} must be"):
+                Options(**{spec.name: value})
+
+
+def test_numbers_of_numpy_are_options_too(restorer):
+    options = Options(steps=np.int64(2), seed=np.uint8(3), guidance_scale=np.float32(3000), upscale=1, solver="ddim")
+    assert options == Options(steps=2, seed=3, guidance_scale=3000.0, upscale=1.0, solver="ddim")
+    kinds = {type(getattr(options, spec.name)) for spec in fields(Options)}
+    assert kinds == {int, float, str, bool}
+    assert torch.equal(restorer.restore(photo(32, 32), options).image, restorer.restore(photo(32, 32), options).image)
+
+
+def test_the_most_steps_that_are_allowed_can_be_sampled():
+    for spacing in ("auto", *SPACINGS):
+        for start_t in (1, 5, 999):
+            steps = start_t + (spacing != "leading")
+            options = Options(start="latent", start_t=start_t, steps=steps, spacing=spacing)
+            alpha_bar = Diffusion().alpha_bar[: start_t + 1]
+            timesteps = timesteps_for(options.solver, alpha_bar, steps, None if spacing == "auto" else spacing)
+            assert len(timesteps) == steps + 1
 
 
 def test_an_unknown_sampling_key_is_named():

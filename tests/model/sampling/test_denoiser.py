@@ -4,10 +4,13 @@ import pytest
 import torch
 from torch.testing import assert_close
 
+import diffbir.model.sampling.tiling as tiling
 from diffbir.model.networks.condition import Condition
 from diffbir.model.networks.control import LatentBranch
 from diffbir.model.networks.layers import repeat_to
 from diffbir.model.networks.unet import UNet
+from diffbir.model.presets import load_preset
+from diffbir.model.restorer import Restorer
 from diffbir.model.sampling.cache import CachedControlledUNet
 from diffbir.model.sampling.denoiser import ControlledUNet, bind, rising, tiled, with_cfg, with_guidance
 from diffbir.model.sampling.guidance import LatentL2Guidance
@@ -190,3 +193,33 @@ def test_a_cache_forgets_what_has_another_size():
         z_t, condition = data("z", (1, 4, side, side)), Condition(data("l", (1, 4, side, side)), text[:n])
         steps = torch.tensor([t])
         assert torch.equal(cached(z_t, steps, condition), network(z_t, steps, condition))
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("every", [{"branch_every": 2}, {"deep_every": 2}], ids=["branch", "deep"])
+def test_other_windows_after_running_out_of_memory_reuse_nothing_of_the_old_ones(every, monkeypatch):
+    """Memory runs out in the second window of the third step; from there on, all is as if smaller windows began."""
+    monkeypatch.setattr(tiling, "SMALLEST", 32)
+    restorer = Restorer.from_config(load_preset("mini"))
+    f, unet, chain = restorer.autoencoder.factor, restorer.network.unet, (900, 800, 700, 600, 500)
+    latent = data("latent", (1, restorer.autoencoder.z_channels, 96 // f, 96 // f))
+    condition = Condition(latent, restorer.text_encoder([""]), data("image", (1, 3, 96, 96)))
+
+    def run(tile, timesteps):
+        denoise = restorer.denoiser(None, restorer.options(tile=tile, **every))
+        return [denoise(latent + t / 1000, t, condition) for t in timesteps]
+
+    expected, calls, large = run(32, chain[2:]), [], 64 // f
+
+    def scarce(module, inputs):
+        side = inputs[0].shape[-1]
+        calls.append(side)
+        if side == large and calls.count(large) == 2 * 4 + 2:
+            raise torch.OutOfMemoryError
+
+    hook = unet.input_blocks[0].register_forward_pre_hook(scarce)
+    found = run(64, chain)[2:]
+    hook.remove()
+    assert calls.count(large) == 2 * 4 + 2
+    for a, b in zip(found, expected, strict=True):
+        assert torch.equal(a, b)

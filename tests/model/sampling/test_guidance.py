@@ -17,8 +17,9 @@ ALPHA_BAR = Diffusion().alpha_bar
 
 
 def test_the_region_weight_is_the_published_one(numerics_golden):
-    x = F.interpolate(image("jpeg_in", (1, 3, 8, 8)), (64, 48), mode="bicubic").clamp(0, 1)
-    assert_close(region_weight(x), numerics_golden["region_weight"], rtol=0, atol=1e-6)
+    """In float64, because rounding differs from one PyTorch to the next; the published numbers round by 3e-6."""
+    x = F.interpolate(image("jpeg_in", (1, 3, 8, 8)).double(), (64, 48), mode="bicubic").clamp(0, 1)
+    assert_close(region_weight(x), numerics_golden["region_weight"].double(), rtol=0, atol=4e-6)
 
 
 def test_the_region_weight_is_one_where_nothing_changes():

@@ -7,6 +7,9 @@ import pytest
 import torch
 from torch.testing import assert_close
 
+from diffbir.model.networks.condition import Condition
+from diffbir.model.options import Options
+from diffbir.model.restorer import Restorer
 from diffbir.model.sampling.diffusion import Diffusion
 from diffbir.model.sampling.schedule import alpha_bar_at, sigma_of, timestep_of
 from diffbir.model.sampling.solvers import (
@@ -230,6 +233,57 @@ def test_any_number_of_steps_is_finite_and_reported(solver, steps):
     )
     assert z.isfinite().all()
     assert seen == list(range(steps))
+
+
+@pytest.mark.parametrize("T", [1000, 401])
+def test_leading_spacing_covers_the_chain_with_any_number_of_steps(T):
+    """No gap, at either end or inside, is longer than T / steps rounded up."""
+    for steps in range(1, T):
+        timesteps = leading_timesteps(EPS.alpha_bar[:T], steps)
+        assert len(timesteps) == steps + 1
+        assert all(0 < t - s <= -(-T // steps) for t, s in pairwise([T, *timesteps]))
+    assert leading_timesteps(EPS.alpha_bar, 600)[0] == leading_timesteps(EPS.alpha_bar, 501)[0] == 999
+
+
+class Exact(Restorer):
+    """Samples with the exact denoiser of N(0.8, 0.25), which writes down what it is first given."""
+
+    def denoiser(self, negative, options):
+        exact = gaussian_denoiser(self.diffusion.alpha_bar, 0.8)
+        self.first = None
+
+        def denoise(z_t, t, condition):
+            self.first = self.first or (t, z_t.mean().item(), z_t.std().item())
+            return exact(z_t, t)
+
+        return denoise
+
+
+def restored(diffusion, **options):
+    """A pipeline, and what it makes of a latent whose 20,000 values are drawn from N(0.8, 0.25)."""
+    latent = 0.8 + 0.5 * torch.randn(1, 1, 100, 200, generator=torch.Generator().manual_seed(0))
+    pipeline, options = Exact(diffusion=diffusion), Options(start="latent", **options)
+    return pipeline, pipeline.sample(Condition(latent), None, options, [1], lambda i, z_0: None)
+
+
+@pytest.mark.parametrize("solver", SOLVERS)
+@pytest.mark.parametrize("spacing", SPACINGS)
+@pytest.mark.parametrize("start_t, steps", [(400, 4), (400, 7), (999, 3)])
+def test_a_latent_is_noised_to_where_the_solver_begins(solver, spacing, start_t, steps):
+    for diffusion in (EPS, V):
+        t, mean, std = restored(diffusion, solver=solver, spacing=spacing, start_t=start_t, steps=steps)[0].first
+        alpha_bar = alpha_bar_at(diffusion.alpha_bar, t)
+        assert mean == pytest.approx(0.8 * alpha_bar**0.5, abs=0.02)
+        assert std == pytest.approx((0.25 * alpha_bar + 1 - alpha_bar) ** 0.5, abs=0.02)
+
+
+@pytest.mark.parametrize("spacing", SPACINGS)
+def test_a_noised_latent_becomes_the_data_again(spacing):
+    """The mean with any number of steps; the deviation, which few steps shrink, with many."""
+    for steps in (4, 100):
+        z = restored(EPS, solver="dpmpp_2m", spacing=spacing, start_t=400, steps=steps)[1]
+        assert z.mean().item() == pytest.approx(0.8, abs=0.01)
+    assert z.std().item() == pytest.approx(0.5, abs=0.01)
 
 
 @pytest.mark.parametrize("spacing", SPACINGS)

@@ -10,7 +10,10 @@ from torch.utils.data import DataLoader
 from diffbir.model.training.base import Trainable
 from diffbir.model.training.checkpointing import WholeCheckpoints
 from diffbir.model.training.guards import FrozenWeights, NonFiniteGuard
+from diffbir.model.training.run import build_module
 from diffbir.utils.cli import UserError
+from diffbir.utils.config import ROOT, load_config
+from tests.runs import settings
 
 
 class Toy(Trainable):
@@ -94,3 +97,23 @@ def test_a_checkpoint_that_cannot_be_written_leaves_the_old_one(tmp_path):
         checkpoints.save_checkpoint({"x": torch.zeros(3), "code": lambda: None}, path)  # fails halfway: no pickle
     assert [*tmp_path.iterdir()] == [path]
     assert_close(checkpoints.load_checkpoint(path)["x"], torch.ones(3))
+
+
+def test_an_overflow_while_sampling_changes_no_weights_of_the_training(tmp_path, caplog):
+    """Two frozen networks overflow in half precision; the guard sees nothing, and gradients still pass through them."""
+    options = settings("stage2", tmp_path, 1, "frozen_dtype=fp16", "module.params.train_unet=false")
+    module = build_module(load_config(ROOT / "configs/train/mini/stage2.yaml", options))
+    with torch.no_grad():
+        for layer in (module.frozen["autoencoder"].decoder.conv_in, module.frozen["unet"].input_blocks[0][0]):
+            layer.weight.normal_(0, 60000)
+    guard = FrozenWeights()
+    guard.on_fit_start(None, module)
+    batch = {"lq": torch.rand(1, 3, 32, 32), "hq": torch.rand(1, 3, 32, 32), "prompt": [""]}
+    with torch.autocast("cpu", torch.float16):
+        module.restore(batch)
+    for name in ("AutoencoderKL", "ControlledUNet"):
+        assert f"{name} overflows in torch.float16" in caplog.text
+    guard.on_validation_end(None, module)
+    with torch.autocast("cpu", torch.float16):
+        module.losses(batch)[0].mean().backward()
+    assert all(p.grad is not None for p in module.trained["branch"].parameters())

@@ -3,6 +3,7 @@
 The whole Stable Diffusion family at small size: all layouts differ in names and nesting, not in dimensions.
 """
 
+import hashlib
 import json
 import subprocess
 import sys
@@ -284,7 +285,7 @@ def test_a_download_that_fails_is_one_sentence_and_leaves_nothing(tmp_path, caps
     from diffbir.model.weights.published import table
 
     rows = dict(table())
-    rows["BSRNet.pth"] = replace(rows["BSRNet.pth"], url=f"file://{tmp_path}/nowhere.pth")
+    rows["BSRNet.pth"] = replace(rows["BSRNet.pth"], mirrors=[f"file://{tmp_path}/nowhere.pth"])
     monkeypatch.setattr(download_weights, "table", lambda: rows)
     assert download_weights.main(["BSRNet.pth", "--folder", str(tmp_path)]) == 1
     assert "error: BSRNet.pth could not be fetched from file://" in capsys.readouterr().err
@@ -299,7 +300,7 @@ def test_a_download_is_checked(tmp_path, capsys, monkeypatch):
     (tmp_path / "server.pth").write_bytes(b"weights")
     digest = "a9e6a1b30ebf2cb3b2d1c7b0dd2e6b9ff9e0a0fb1c7b9f3e7d8a2b6b2d4c8e01"
     rows = dict(table())
-    rows["BSRNet.pth"] = replace(rows["BSRNet.pth"], url=f"file://{tmp_path}/server.pth", sha256=digest)
+    rows["BSRNet.pth"] = replace(rows["BSRNet.pth"], mirrors=[f"file://{tmp_path}/server.pth"], sha256=digest)
     monkeypatch.setattr(download_weights, "table", lambda: rows)
     assert download_weights.main(["BSRNet.pth", "--folder", str(tmp_path / "in")]) == 1
     assert "arrived with checksum" in capsys.readouterr().err
@@ -316,3 +317,40 @@ def test_unknown_files_are_named(capsys):
 def test_configs_written_for_diffusers_are_json(preset, sources, tmp_path):
     convert("--preset", preset, "--only", "unet", "--output", tmp_path / "sd", *sources)
     assert json.loads((tmp_path / "sd" / "unet" / "config.json").read_text())["cross_attention_dim"] == 32
+
+
+def test_mirrors_are_tried_in_turn(tmp_path, capsys, monkeypatch):
+    """A name that the hub's client refuses, a server that isn't there, a damaged copy, a good one, a worse one."""
+    from dataclasses import replace
+
+    from diffbir.model.weights.published import table
+
+    for name in ("damaged", "good", "late"):
+        (tmp_path / f"{name}.pth").write_bytes(name.encode())
+    files = (f"file://{tmp_path}/{name}.pth" for name in ("none", "damaged", "good", "late"))
+    mirrors = ["no repository/of this name", *files]
+    rows, digest = dict(table()), hashlib.sha256(b"good").hexdigest()
+    monkeypatch.setattr(download_weights, "table", lambda: rows)
+    args = ["BSRNet.pth", "--folder", str(tmp_path / "in")]
+    rows["BSRNet.pth"] = replace(rows["BSRNet.pth"], mirrors=mirrors[:3], sha256=digest)
+    assert download_weights.main(args) == 1
+    error = capsys.readouterr().err
+    for mirror in ("https://huggingface.co/no repository/of this name: ", *(f"from {m}: " for m in mirrors[1:3])):
+        assert mirror in error
+    assert len([line for line in error.splitlines() if line.startswith("error:")]) == 1
+    assert not (tmp_path / "in" / "BSRNet.pth").exists()
+    rows["BSRNet.pth"] = replace(rows["BSRNet.pth"], mirrors=mirrors)
+    assert download_weights.main(args) == 0
+    assert (tmp_path / "in" / "BSRNet.pth").read_bytes() == b"good"
+
+
+def test_every_published_file_has_mirrors_or_is_made(capsys):
+    from diffbir.model.weights.published import table
+
+    for file in table().values():
+        assert isinstance(file.mirrors, list | tuple)
+        assert bool(file.mirrors) != bool(file.make)
+    assert download_weights.main(["v2-1_512-ema-pruned.ckpt", "--list"]) == 0
+    output = capsys.readouterr().out
+    for owner in ("sd2-community", "Manojb", "stabilityai"):
+        assert f"https://huggingface.co/{owner}/stable-diffusion-2-1-base" in output
