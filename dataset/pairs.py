@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch.utils.data import Dataset
 
 from diffbir.dataset.crops import Crop
-from diffbir.dataset.order import permutation
+from diffbir.dataset.order import shuffled
 from diffbir.dataset.sources.files import Files, Sample, Source
 from diffbir.dataset.sources.shards import Shards, is_shards
 from diffbir.dataset.sources.tables import TABLES, Table
@@ -87,7 +87,7 @@ class ImagePairs(Dataset):
     def number(self, n: int) -> int:
         """Which image of the source draw `n` shows."""
         epoch, i = divmod(n, len(self))
-        return int(permutation(len(self), self.seed, epoch)[i]) if self.shuffle else i
+        return shuffled(i, len(self), self.seed, epoch) if self.shuffle else i
 
     def __getitem__(self, n: int) -> Item:
         rng = np.random.default_rng((self.seed, n))

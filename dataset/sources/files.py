@@ -9,7 +9,8 @@ from typing import NamedTuple, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from diffbir.utils.image import list_images, read_rgb
+from diffbir.dataset.sources.texts import Paths
+from diffbir.utils.image import image_names, read_rgb
 
 
 class Sample(NamedTuple):
@@ -39,12 +40,12 @@ class Source(Protocol):
 
 
 class Files:
-    """The images below a folder, in a list file, or one image (see `utils.image.list_images`)."""
+    """The images below a folder, in a list file, or one image (see `utils.image.image_names`)."""
 
     paired = False
 
     def __init__(self, source: str | Path):
-        self.paths = list_images(source)
+        self.paths = Paths(*image_names(source))
 
     def __len__(self) -> int:
         return len(self.paths)
