@@ -31,6 +31,9 @@ class Source(Protocol):
     def name(self, i: int) -> str:
         """What messages call picture `i`."""
 
+    def key(self, i: int) -> str:
+        """The name of picture `i` within the source, wherever that lies."""
+
     def read(self, i: int, rng: np.random.Generator) -> Sample:
         """Reads picture `i`; `rng` draws among its captions.
 
@@ -52,6 +55,9 @@ class Files:
 
     def name(self, i: int) -> str:
         return str(self.paths[i])
+
+    def key(self, i: int) -> str:
+        return self.paths.names[i]
 
     def read(self, i: int, rng: np.random.Generator) -> Sample:
         return Sample(read_rgb(self.paths[i]))

@@ -35,6 +35,9 @@ class PairFolders:
     def name(self, i: int) -> str:
         return str(self.hq[i])
 
+    def key(self, i: int) -> str:
+        return self.hq.names[i]
+
     def read(self, i: int, rng: np.random.Generator) -> Sample:
         hq, lq = read_rgb(self.hq[i]), read_rgb(self.lq[i])
         (height, width), (low_height, low_width) = hq.shape[:2], lq.shape[:2]

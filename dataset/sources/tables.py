@@ -74,6 +74,9 @@ class Table:
     def name(self, i: int) -> str:
         return str(self.paths[i])
 
+    def key(self, i: int) -> str:
+        return self.paths.names[i]
+
     def texts(self, i: int) -> dict[str, str]:
         return {name: column[i] for name, column in self.columns.items()}
 

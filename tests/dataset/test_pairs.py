@@ -152,10 +152,12 @@ def test_without_shuffling_the_order_is_that_of_the_source(photos, tmp_path):
     assert [which(listed[i], dataset) for i in range(3)] == order
 
 
-def test_the_limit_keeps_the_first_images(photos):
-    dataset = whole(photos, limit=3)
-    assert len(dataset) == 3
-    assert sorted(which(dataset[i], dataset) for i in range(3, 6)) == [0, 1, 2]
+def test_the_limit_keeps_images_spread_over_the_source(photos):
+    """Of 7, as far apart as whole numbers can be; also of photos sorted by class, from every part."""
+    for limit, expected in ((3, [0, 2, 4]), (2, [0, 3]), (7, list(range(7))), (9, list(range(7)))):
+        dataset = whole(photos, limit=limit)
+        assert len(dataset) == len(expected)
+        assert sorted(which(dataset[i], dataset) for i in range(len(expected), 2 * len(expected))) == expected
 
 
 # Crops
