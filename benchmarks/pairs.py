@@ -16,6 +16,6 @@ def synthetic_pairs(
 ) -> tuple[Tensor, Tensor]:
     """Centre crops of the first `count` photos, and the same degraded: (count, 3, size, size) each, in [0, 1]."""
     recipe = instantiate(load_config(degradation).degradation)
-    pairs = ImagePairs(folder, size, recipe, crop="centre", flip=False, shuffle=False, limit=count, seed=seed)
-    items = [pairs[i] for i in range(len(pairs))]
+    pairs = ImagePairs(folder, size, recipe, crop="centre", flip=False, shuffle=False, seed=seed)
+    items = [pairs[i] for i in range(min(count, len(pairs)))]
     return torch.stack([item["hq"] for item in items]), torch.stack([item["lq"] for item in items])

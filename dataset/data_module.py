@@ -4,6 +4,7 @@ Images are degraded one by one in the loader's processes, or, if a dataset defer
 items then bring a seed each, which their degradation starts from: it depends neither on the batch nor on the rank.
 """
 
+import logging
 import os
 import signal
 import threading
@@ -16,7 +17,12 @@ from torch.utils.data import DataLoader, Dataset
 
 from diffbir.dataset.degradations.batched import Batched
 from diffbir.dataset.order import DrawSampler
+from diffbir.dataset.pairs import ImagePairs
+from diffbir.dataset.sources.split import hold_out
 from diffbir.dataset.streams import StreamedPairs
+from diffbir.utils.cli import UserError
+
+log = logging.getLogger(__name__)
 
 
 def outlive_signals(_: int) -> None:
@@ -41,10 +47,13 @@ class DataModule(L.LightningDataModule):
 
     Args:
         train: a dataset that takes any draw number n >= 0 as its index (`dataset.pairs.ImagePairs`), or a stream.
-        val: a fixed dataset, or None.
+        val: a fixed dataset, or None. One without a source takes what `hold_out` keeps of that of `train`.
         batch_size: items per device and step; the effective batch is this x devices x accumulated batches.
         val_batch_size: items per validation step.
         num_workers: loader processes.
+
+    Raises:
+        UserError: `train` cannot be split.
     """
 
     def __init__(
@@ -56,6 +65,13 @@ class DataModule(L.LightningDataModule):
         num_workers: int = 1,
     ):
         super().__init__()
+        if isinstance(val, ImagePairs) and val.source is None:
+            if not isinstance(train, ImagePairs):
+                raise UserError(f"{type(train).__name__} cannot be split; give photos to validate on (val_photos=)")
+            kept, held = hold_out(train.source)
+            train.use(kept)
+            val.use(held)
+            log.info("val_photos is not given: %d photos are held out of training, by a hash of their names", len(held))
         self.train, self.val = train, val
         self.batch_size, self.val_batch_size, self.num_workers = batch_size, val_batch_size, num_workers
 

@@ -3,8 +3,7 @@
 import json
 from bisect import bisect
 from collections.abc import Sequence
-from functools import cache
-from itertools import accumulate
+from itertools import accumulate, chain
 from pathlib import Path
 
 import torch
@@ -13,7 +12,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from diffbir.dataset.order import permutation
+from diffbir.dataset.order import shuffled
+from diffbir.dataset.sources.texts import Texts
 from diffbir.utils.cli import UserError
 from diffbir.utils.files import replacing
 
@@ -39,21 +39,22 @@ class CachedLatents(Dataset):
         self.files, self.seed = sorted(Path(folder).glob("*.safetensors")), seed
         if not self.files:
             raise UserError(f"{folder} has no latents; scripts/cache_latents.py computes them")
-        self.ends = list(accumulate(len(prompts(path)) for path in self.files))
+        texts = [prompts(path) for path in self.files]
+        self.ends = list(accumulate(map(len, texts)))
+        self.prompts = Texts(chain.from_iterable(texts))
 
     def __len__(self) -> int:
         return self.ends[-1]
 
     def __getitem__(self, n: int) -> dict[str, Tensor | str]:
         epoch, i = divmod(n, len(self))
-        i = int(permutation(len(self), self.seed, epoch)[i])
+        i = shuffled(i, len(self), self.seed, epoch)
         number = bisect(self.ends, i)
         path, row = self.files[number], i - (self.ends[number - 1] if number else 0)
         with safe_open(path, "pt") as file:
-            return {**{key: file.get_slice(key)[row] for key in KEYS}, "prompt": prompts(path)[row]}
+            return {**{key: file.get_slice(key)[row] for key in KEYS}, "prompt": self.prompts[i]}
 
 
-@cache
 def prompts(path: Path) -> list[str]:
     """Of every item of a file."""
     try:
@@ -68,4 +69,3 @@ def write(path: Path, posterior: Tensor, latent: Tensor, texts: Sequence[str]) -
     tensors = {key: x.to(torch.float16).contiguous().cpu() for key, x in zip(KEYS, (posterior, latent), strict=True)}
     with replacing(path) as part:
         save_file(tensors, part, {"prompts": json.dumps(list(texts))})
-    prompts.cache_clear()  # it may have replaced another

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch.utils.data import Dataset
 
 from diffbir.dataset.crops import Crop
-from diffbir.dataset.order import permutation
+from diffbir.dataset.order import shuffled
 from diffbir.dataset.sources.files import Files, Sample, Source
 from diffbir.dataset.sources.shards import Shards, is_shards
 from diffbir.dataset.sources.tables import TABLES, Table
@@ -40,13 +40,13 @@ class ImagePairs(Dataset):
 
     Args:
         source: where the images come from, or a path: a folder, a text file with one path a line, an image, a table
-            without captions, or tar shards (see `open_source`).
+            without captions, or tar shards (see `open_source`). None waits for `use`.
         crop_size: side of the square crop, pixels; smaller images are enlarged to it first.
         degradation: `(hq, rng) -> lq` on (S, S, 3) float32 arrays; None leaves out `lq` unless the source has it.
         crop: 'random', 'centre', or 'none' (with `crop_size` None) for whole images of any size, in batches of one.
         flip: mirrors half of the crops.
         shuffle: False keeps the order of the source (for validation).
-        limit: uses only the first so many images.
+        limit: uses only so many images, spread evenly over the source.
         seed: what everything random follows from.
         short_side: what the short side is resized to before the crop; None keeps the image's size.
         target: makes the clean crop (S, S, 3) float32 in [0, 1] into what is to be learnt, such as a sharpened one; it
@@ -57,7 +57,7 @@ class ImagePairs(Dataset):
 
     def __init__(
         self,
-        source: str | Path | Source,
+        source: str | Path | Source | None,
         crop_size: int | None,
         degradation: Degradation | None = None,
         crop: str = "random",
@@ -72,14 +72,20 @@ class ImagePairs(Dataset):
     ):
         if on_error not in ("fail", "skip"):
             raise ValueError(f"on_error must be 'fail' or 'skip', not '{on_error}'")
-        self.source = open_source(source) if isinstance(source, (str, Path)) else source
-        if self.source.paired and degradation is not None:
-            raise ValueError("the source has ready-made pairs; set degradation to null")
-        self.length = len(self.source) if limit is None else min(limit, len(self.source))
         self.crop, self.crop_size, self.flip = Crop(crop_size, crop, short_side), crop_size, flip
         self.degradation, self.target, self.defer = degradation, target, defer
-        self.shuffle, self.seed = shuffle, seed
+        self.shuffle, self.seed, self.limit = shuffle, seed, limit
         self.on_error, self.skipped = on_error, 0
+        self.source: Source | None = None
+        if source is not None:
+            self.use(open_source(source) if isinstance(source, (str, Path)) else source)
+
+    def use(self, source: Source) -> None:
+        """Takes the images from another source."""
+        if source.paired and self.degradation is not None:
+            raise ValueError("the source has ready-made pairs; set degradation to null")
+        self.source = source
+        self.length = len(source) if self.limit is None else min(self.limit, len(source))
 
     def __len__(self) -> int:
         return self.length
@@ -87,7 +93,8 @@ class ImagePairs(Dataset):
     def number(self, n: int) -> int:
         """Which image of the source draw `n` shows."""
         epoch, i = divmod(n, len(self))
-        return int(permutation(len(self), self.seed, epoch)[i]) if self.shuffle else i
+        i = shuffled(i, len(self), self.seed, epoch) if self.shuffle else i
+        return i * len(self.source) // len(self)
 
     def __getitem__(self, n: int) -> Item:
         rng = np.random.default_rng((self.seed, n))

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch.utils.data import IterableDataset, get_worker_info
 
 from diffbir.dataset.crops import Crop
-from diffbir.dataset.order import permutation
+from diffbir.dataset.order import shuffled
 from diffbir.dataset.pairs import Degradation, Item, make_item
 from diffbir.dataset.sources.files import Sample
 from diffbir.dataset.sources.shards import expand_braces, parse_texts
@@ -107,7 +107,8 @@ class StreamedPairs(IterableDataset):
             raise UserError(f"{readers} loader processes share {len(self.urls)} shards; make more shards or use fewer")
         empty = set()
         for epoch in itertools.count():
-            for i in permutation(len(self.urls), self.seed, epoch)[reader::readers]:
+            for position in range(reader, len(self.urls), readers):
+                i = shuffled(position, len(self.urls), self.seed, epoch)
                 if self.per_shard and used >= self.per_shard:
                     used -= self.per_shard
                     continue

@@ -1,7 +1,7 @@
 """Computes the latents of fixed crops, so that stage 2 trains without running stage 1 and the encoder at every step.
 
-The crops are the first --draws that the training of --config would see. A run that was stopped goes on; --draws may be
-raised later.
+The crops are the first --draws that the training of --config would see; without val_photos=, what it would hold out is
+left out. A run that was stopped goes on; --draws may be raised later.
 
 Example:
     python scripts/cache_latents.py --config configs/train/stage2_v2.yaml --output latents --draws 1000000 photos=FOLDER
@@ -43,7 +43,7 @@ def main(argv: list[str] | None = None) -> None:
     args = p.parse_args(argv)
 
     config = load_config(args.config, [*args.overrides, "degrade_on_device=false"])
-    dataset = instantiate(config.data.params.train, "data.params.train")
+    dataset = instantiate(config.data, "data").train  # without what is held out of it
     if not isinstance(dataset, ImagePairs):
         raise UserError(f"data.params.train of {args.config}: only draws of dataset.pairs.ImagePairs can be repeated")
     device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -76,7 +76,13 @@ def prepare(folder: Path, config: DictConfig, batch_size: int) -> None:
         UserError: the folder has latents of something else.
     """
     names = ("networks", "weights", "seed", "data")
-    made_from = OmegaConf.create({"batch_size": batch_size, **{k: config[k] for k in names if k in config}})
+    made_from = OmegaConf.create(
+        {
+            "batch_size": batch_size,
+            "held_out": not config.get("val_photos"),
+            **{k: config[k] for k in names if k in config},
+        }
+    )
     made_from.networks = {k: v for k, v in made_from.networks.items() if k in ("stage1", "autoencoder")}
     made_from.data = made_from.data.params.train
     path = folder / "made_from.yaml"

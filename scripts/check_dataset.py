@@ -20,6 +20,7 @@ from diffbir.dataset.degradations.recipes import Recipe
 from diffbir.dataset.pairs import ImagePairs
 from diffbir.dataset.preflight import Recorded, read_recipe, scan, throughput
 from diffbir.dataset.sources.files import Files
+from diffbir.dataset.sources.split import Rest
 from diffbir.utils.cli import UserError, entry_point
 from diffbir.utils.config import instantiate, load_config
 from diffbir.utils.files import replacing
@@ -50,6 +51,8 @@ def main(argv: list[str] | None = None) -> int:
     if args.config:
         data = instantiate(load_config(args.config, args.arguments).data, "data")
         dataset, args.batch_size, args.workers = data.train, data.batch_size, data.num_workers
+        if isinstance(dataset, ImagePairs) and isinstance(dataset.source, Rest):
+            dataset.use(dataset.source.source)  # what is held out of it can be damaged as well
     else:
         if len(args.arguments) > 1:
             raise UserError(f"give one source, not {len(args.arguments)}; key=value needs --config")

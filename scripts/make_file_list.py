@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from diffbir.dataset.order import permutation
+from diffbir.dataset.order import shuffled
 from diffbir.utils.cli import UserError, entry_point
 from diffbir.utils.files import replacing
 from diffbir.utils.image import list_images
@@ -58,7 +58,7 @@ def main(argv: list[str] | None = None) -> None:
         count = round(args.val * len(paths)) if args.val < 1 else int(args.val)
         if not 0 < count < len(paths):
             raise UserError(f"--val {args.val:g} takes {count} of {len(paths)} images; leave some in both lists")
-        held_out = set(permutation(len(paths), args.seed, 0)[:count].tolist())
+        held_out = {shuffled(i, len(paths), args.seed, 0) for i in range(count)}
         write_list(args.val_output, [paths[i] for i in sorted(held_out)])
     write_list(args.output, [path for i, path in enumerate(paths) if i not in held_out])
     print(f"{len(paths) - len(held_out)} images in {args.output}", end="")

@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from diffbir.dataset.order import permutation
+from diffbir.dataset.order import shuffled
 from diffbir.dataset.sources.files import Files
 from diffbir.dataset.sources.shards import load_index, write_shard
 from diffbir.dataset.sources.tables import TABLES, Table
@@ -52,8 +52,7 @@ def main(argv: list[str] | None = None) -> None:
     if not args.resume and any(args.output.glob("*.tar")):
         raise UserError(f"{args.output} already holds shards; give another folder, or --resume to write those missing")
 
-    order = permutation(len(source), args.seed, 0).tolist()
-    bar, skipped, count = tqdm(total=len(order), unit="image"), 0, 0
+    bar, skipped, count = tqdm(total=len(source), unit="image"), 0, 0
 
     def samples(numbers: list[int]) -> Iterator[tuple[str, dict[str, bytes]]]:
         nonlocal skipped
@@ -74,8 +73,10 @@ def main(argv: list[str] | None = None) -> None:
             yield f"{i:09d}_{path.stem.replace('.', '_')}", members
 
     with bar:
-        for number, start in enumerate(range(0, len(order), args.per_shard)):
-            numbers, path = order[start : start + args.per_shard], args.output / f"{number:06d}.tar"
+        for number, start in enumerate(range(0, len(source), args.per_shard)):
+            positions = range(start, min(start + args.per_shard, len(source)))
+            numbers = [shuffled(i, len(source), args.seed, 0) for i in positions]
+            path = args.output / f"{number:06d}.tar"
             if path.exists():
                 bar.update(len(numbers))
             else:

@@ -51,13 +51,12 @@ def main(argv: list[str] | None = None) -> None:
         crop="centre",
         flip=False,
         shuffle=False,
-        limit=args.count,
         seed=args.seed,
         short_side=args.short_side,
     )
     items = []
     with replacing(args.output) as part:
-        for n in tqdm(range(len(pairs)), unit="pair"):
+        for n in tqdm(range(min(args.count or len(pairs), len(pairs))), unit="pair"):
             item, name = pairs[n], f"{n:05d}.png"
             for key in ("hq", "lq"):
                 write_png(part / key / name, to_uint8(item[key]))

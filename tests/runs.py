@@ -17,6 +17,7 @@ ROOT = Path(__file__).parents[1]
 N = 3
 PHOTOS = str(ROOT / "inputs/demo")
 TINY = [
+    f"val_photos={PHOTOS}",
     "data.params.batch_size=2",
     "data.params.num_workers=1",
     "data.params.train.params.crop_size=32",

@@ -23,6 +23,7 @@ from diffbir.utils.config import load_config
 ROOT = Path(__file__).parents[1]
 SMALL = [
     "photos=inputs/demo",
+    "val_photos=inputs/demo",
     "data.params.batch_size=2",
     "data.params.num_workers=0",
     "data.params.train.params.crop_size=32",

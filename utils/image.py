@@ -2,6 +2,7 @@
 
 import io
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
@@ -21,31 +22,62 @@ class ImageError(UserError):
 
 
 def list_images(source: str | Path) -> list[Path]:
+    """All images of a source, see `image_names`."""
+    folder, names = image_names(source)
+    return [folder / name for name in names]
+
+
+def image_names(source: str | Path) -> tuple[Path, Iterator[str]]:
     """All images below a folder (recursive, sorted), in a list file (one path a line, relative to it), or one file.
 
+    Returns:
+        A folder, and the names relative to it (or absolute), which are found while they are iterated over.
+
     Raises:
-        UserError: the source doesn't exist or holds no image.
+        UserError: the source doesn't exist or (while iterating) holds no image.
     """
     source = Path(source).expanduser()
     if source.is_dir():
-        paths = sorted(p for p in source.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file())
-        if not paths:
-            raise UserError(f"no images in {source}; looked for {', '.join(SUFFIXES)} in it and its folders")
-        return paths
+        return source, _some(
+            _walk(source), f"no images in {source}; looked for {', '.join(SUFFIXES)} in it and its folders"
+        )
     if not source.is_file():
         raise UserError(f"{source} does not exist; give a folder of images, an image, or a text file listing images")
     if source.suffix.lower() in SUFFIXES:
-        return [source]
+        return source.parent, iter([source.name])
+    empty = f"the list {source} is empty; write one image path a line, relative to the list's folder"
+    return source.parent, _some(_lines(source), empty)
+
+
+def _walk(folder: Path, below: str = "") -> Iterator[str]:
+    """Names of the images below a folder, in the order of the names on the way to them."""
     try:
-        lines = [line.strip() for line in source.read_text(encoding="utf-8").splitlines()]
+        with os.scandir(folder / below) as entries:
+            found = sorted(entries, key=lambda entry: entry.name)
+    except PermissionError:  # such as lost+found of a whole disk
+        return
+    for entry in found:
+        if entry.is_dir(follow_symlinks=False):
+            yield from _walk(folder, f"{below}{entry.name}/")
+        elif os.path.splitext(entry.name)[1].lower() in SUFFIXES and entry.is_file():
+            yield below + entry.name
+
+
+def _lines(path: Path) -> Iterator[str]:
+    try:
+        with path.open(encoding="utf-8") as file:
+            yield from filter(None, map(str.strip, file))
     except UnicodeDecodeError as error:
-        raise UserError(
-            f"{source} is neither an image ({', '.join(SUFFIXES)}) nor a text file listing images"
-        ) from error
-    paths = [source.parent / line for line in lines if line]
-    if not paths:
-        raise UserError(f"the list {source} is empty; write one image path a line, relative to the list's folder")
-    return paths
+        raise UserError(f"{path} is neither an image ({', '.join(SUFFIXES)}) nor a text file listing images") from error
+
+
+def _some(names: Iterator[str], otherwise: str) -> Iterator[str]:
+    """The names, of which there must be one."""
+    first = next(names, None)
+    if first is None:
+        raise UserError(otherwise)
+    yield first
+    yield from names
 
 
 def read_rgb(file: str | Path | BinaryIO, name: str | None = None) -> NDArray[np.uint8]:

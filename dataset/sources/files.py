@@ -9,7 +9,8 @@ from typing import NamedTuple, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from diffbir.utils.image import list_images, read_rgb
+from diffbir.dataset.sources.texts import Paths
+from diffbir.utils.image import image_names, read_rgb
 
 
 class Sample(NamedTuple):
@@ -30,6 +31,9 @@ class Source(Protocol):
     def name(self, i: int) -> str:
         """What messages call picture `i`."""
 
+    def key(self, i: int) -> str:
+        """The name of picture `i` within the source, wherever that lies."""
+
     def read(self, i: int, rng: np.random.Generator) -> Sample:
         """Reads picture `i`; `rng` draws among its captions.
 
@@ -39,18 +43,21 @@ class Source(Protocol):
 
 
 class Files:
-    """The images below a folder, in a list file, or one image (see `utils.image.list_images`)."""
+    """The images below a folder, in a list file, or one image (see `utils.image.image_names`)."""
 
     paired = False
 
     def __init__(self, source: str | Path):
-        self.paths = list_images(source)
+        self.paths = Paths(*image_names(source))
 
     def __len__(self) -> int:
         return len(self.paths)
 
     def name(self, i: int) -> str:
         return str(self.paths[i])
+
+    def key(self, i: int) -> str:
+        return self.paths.names[i]
 
     def read(self, i: int, rng: np.random.Generator) -> Sample:
         return Sample(read_rgb(self.paths[i]))

@@ -6,8 +6,9 @@ import numpy as np
 
 from diffbir.dataset.degradations.resize import resize
 from diffbir.dataset.sources.files import Sample
+from diffbir.dataset.sources.texts import Paths
 from diffbir.utils.cli import UserError
-from diffbir.utils.image import ImageError, list_images, read_rgb
+from diffbir.utils.image import ImageError, image_names, read_rgb
 
 
 class PairFolders:
@@ -19,10 +20,11 @@ class PairFolders:
     paired = True
 
     def __init__(self, hq: str | Path, lq: str | Path):
-        self.hq, root = list_images(hq), Path(hq).expanduser()
-        if not root.is_dir() or not Path(lq).expanduser().is_dir():
+        folders = Path(hq).expanduser(), Path(lq).expanduser()
+        if not all(folder.is_dir() for folder in folders):
             raise UserError(f"{hq} and {lq} must be folders with the same relative names in both")
-        self.lq = [Path(lq).expanduser() / path.relative_to(root) for path in self.hq]
+        self.hq = Paths(*image_names(folders[0]))
+        self.lq = Paths(folders[1], self.hq.names)
         missing = [path for path in self.lq if not path.is_file()]
         if missing:
             raise UserError(f"{missing[0]} does not exist ({len(missing)} such); every image of {hq} needs its partner")
@@ -32,6 +34,9 @@ class PairFolders:
 
     def name(self, i: int) -> str:
         return str(self.hq[i])
+
+    def key(self, i: int) -> str:
+        return self.hq.names[i]
 
     def read(self, i: int, rng: np.random.Generator) -> Sample:
         hq, lq = read_rgb(self.hq[i]), read_rgb(self.lq[i])

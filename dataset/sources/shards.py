@@ -65,6 +65,10 @@ class Shards:
         path, number = self.place(i)
         return f"{path}: sample {number}"
 
+    def key(self, i: int) -> str:
+        path, number = self.place(i)
+        return f"{path.name}: sample {number}"
+
     def texts(self, i: int) -> dict[str, str | None]:
         return parse_texts(self._member(i, "txt"), self._member(i, "json"), self.name(i))
 

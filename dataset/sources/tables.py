@@ -1,12 +1,13 @@
 """Tables of images with captions (CSV or parquet)."""
 
 import csv
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 
 from diffbir.dataset.sources.files import Sample
+from diffbir.dataset.sources.texts import Paths, Texts
 from diffbir.utils.cli import UserError
 from diffbir.utils.image import read_rgb
 
@@ -37,7 +38,7 @@ class Captions:
 
 
 class Table:
-    """A CSV or parquet file with one image a row, and captions. Held in memory; for tens of millions use shards.
+    """A CSV or parquet file with one image a row, and captions. Its text is held in memory once for all loaders.
 
     Args:
         path: the table; a CSV has its columns' names in the first line and is UTF-8.
@@ -60,12 +61,12 @@ class Table:
         self.columns = read_table(path, [image, *self.captions.names])
         root = path.parent if root is None else Path(root).expanduser()
         names = self.columns.pop(image)
-        if not names:
+        if not len(names):
             raise UserError(f"{path} has no rows; write one image a row")
         empty = [row for row, name in enumerate(names, start=1) if not name]
         if empty:
             raise UserError(f"{path}: row {empty[0]} has no '{image}' ({len(empty)} such); remove the row")
-        self.paths = [root / name for name in names]
+        self.paths = Paths(root, names)
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -73,15 +74,18 @@ class Table:
     def name(self, i: int) -> str:
         return str(self.paths[i])
 
-    def texts(self, i: int) -> dict[str, str | None]:
+    def key(self, i: int) -> str:
+        return self.paths.names[i]
+
+    def texts(self, i: int) -> dict[str, str]:
         return {name: column[i] for name, column in self.columns.items()}
 
     def read(self, i: int, rng: np.random.Generator) -> Sample:
         return Sample(read_rgb(self.paths[i]), self.captions.draw(self.texts(i), rng))
 
 
-def read_table(path: Path, names: list[str]) -> dict[str, list[str | None]]:
-    """Columns of a CSV or parquet file as text.
+def read_table(path: Path, names: Sequence[str]) -> dict[str, Texts]:
+    """Columns of a CSV or parquet file as text; what is missing is empty.
 
     Raises:
         UserError: it is missing, damaged, or lacks a column.
@@ -92,6 +96,7 @@ def read_table(path: Path, names: list[str]) -> dict[str, list[str | None]]:
             if name not in known:
                 raise UserError(f"{path} has no column '{name}'; its columns are {', '.join(known) or 'none'}")
 
+    columns = {name: Texts() for name in names}
     if not path.is_file():
         raise UserError(f"{path} does not exist; give a table ({', '.join(TABLES)})")
     if path.suffix.lower() == ".csv":
@@ -99,10 +104,12 @@ def read_table(path: Path, names: list[str]) -> dict[str, list[str | None]]:
             with path.open(newline="", encoding="utf-8-sig") as file:
                 reader = csv.DictReader(file)
                 check(list(reader.fieldnames or []))
-                rows = list(reader)
+                for row in reader:
+                    for name, column in columns.items():
+                        column.append(row[name])
         except (csv.Error, UnicodeDecodeError) as error:
             raise UserError(f"{path} is not a readable CSV file ({error}); write it as UTF-8") from error
-        return {name: [row[name] for row in rows] for name in names}
+        return columns
     if path.suffix.lower() == ".parquet":
         try:
             import pyarrow
@@ -110,9 +117,13 @@ def read_table(path: Path, names: list[str]) -> dict[str, list[str | None]]:
         except ModuleNotFoundError as error:
             raise UserError(f"{path} needs pyarrow; pip install pyarrow, or write the table as CSV") from error
         try:
-            check(parquet.read_schema(path).names)
-            table = parquet.read_table(path, columns=names, use_threads=False)  # threads would not survive a fork
+            with parquet.ParquetFile(path) as file:
+                check(file.schema_arrow.names)
+                for batch in file.iter_batches(columns=[*columns], use_threads=False):  # they would not survive a fork
+                    for name, column in columns.items():
+                        for value in batch[name].to_pylist():
+                            column.append(None if value is None else str(value))
         except (pyarrow.ArrowException, OSError) as error:
             raise UserError(f"{path} is not a readable parquet file; write it again") from error
-        return {name: [None if v is None else str(v) for v in table[name].to_pylist()] for name in names}
+        return columns
     raise UserError(f"{path} is not a table; give one of {', '.join(TABLES)}")

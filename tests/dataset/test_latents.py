@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch.utils.data import default_collate
 
-from diffbir.dataset.latents import CachedLatents
+from diffbir.dataset.latents import CachedLatents, write
 from diffbir.model.training.command import main as train
 from diffbir.model.training.run import build_module
 from diffbir.utils.config import instantiate, load_config
@@ -51,6 +51,21 @@ def test_an_epoch_is_what_the_training_would_have_computed(folder):
     torch.testing.assert_close(logvar, clean.logvar, atol=0.02, rtol=2e-3)
     again = torch.stack([cached[n]["latent"] for n in range(DRAWS, 2 * DRAWS)])
     assert not torch.equal(again, epoch["latent"])  # another order
+
+
+def test_every_latent_has_its_own_prompt(tmp_path):
+    for first, rows in ((0, 3), (3, 2)):
+        latent = torch.arange(first, first + rows)[:, None, None, None].expand(rows, 4, 2, 2)
+        write(
+            tmp_path / f"{first:08d}.safetensors",
+            latent.repeat(1, 2, 1, 1),
+            latent,
+            [f"nr {i}" for i in latent[:, 0, 0, 0]],
+        )
+    cached = CachedLatents(tmp_path)
+    assert [item["prompt"] for item in map(cached.__getitem__, range(10))] == [
+        f"nr {int(cached[n]['latent'].mean())}" for n in range(10)
+    ]
 
 
 def test_more_draws_are_added_to_a_finished_cache(folder, tmp_path):
