@@ -3,7 +3,7 @@
 import argparse
 
 from diffbir.model.restorer import Restorer
-from diffbir.model.sampling.solvers import SOLVERS
+from diffbir.model.sampling.solvers import CHAINS
 
 
 def parser(doc: str) -> argparse.ArgumentParser:
@@ -26,7 +26,7 @@ def add_preset(p: argparse.ArgumentParser) -> None:
 
 def add_grid(p: argparse.ArgumentParser) -> None:
     """--solvers and --steps, several of each."""
-    p.add_argument("--solvers", nargs="+", default=list(SOLVERS), choices=list(SOLVERS), help="(default: all)")
+    p.add_argument("--solvers", nargs="+", default=CHAINS, choices=CHAINS, help="(default: all)")
     p.add_argument("--steps", nargs="+", type=int, default=[8], help="(default: 8)")
 
 

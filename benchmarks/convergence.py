@@ -19,7 +19,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from benchmarks import arguments
 from diffbir.model.sampling.diffusion import Diffusion
 from diffbir.model.sampling.schedule import alpha_bar_at
-from diffbir.model.sampling.solvers import SOLVERS
+from diffbir.model.sampling.solvers import CHAINS, SOLVERS
 from diffbir.utils.cli import entry_point
 
 MEAN, VARIANCE = 0.7, 0.25
@@ -85,7 +85,7 @@ def main(argv: list[str] | None = None) -> None:
     print("| solver | " + " | ".join(f"{n} steps" for n in STEPS) + " | order | mean, at most |")
     print("|---|" + "---|" * (len(STEPS) + 2))
     styles = [(c, m) for m in ("o-", "s--") for c in plt.cm.tab10(np.arange(6))]
-    for solver, (color, style) in zip(SOLVERS, styles, strict=False):
+    for solver, (color, style) in zip(CHAINS, styles, strict=False):
         means, deviations = zip(*errors(solver), strict=True)
         axis.loglog(STEPS, deviations, style, color=color, label=solver, markersize=4, linewidth=1)
         cells = " | ".join(f"{d:.1e}" for d in deviations)

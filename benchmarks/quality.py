@@ -1,8 +1,9 @@
-"""Quality on synthetic pairs: PSNR, SSIM and LPIPS of the degraded input, of stage 1 and of the full result.
+"""Quality on synthetic pairs: PSNR, SSIM, LPIPS and DISTS of the degraded input, of stage 1 and of the full result.
 
 Every photo is cropped to its centre, degraded with a fixed seed (second-order model, final scale 4, bicubic back to
 size), restored and compared with the crop. Rows with a guidance scale above 0 show how latent guidance trades realism
-for fidelity; `d(I_reg)` is the mean squared distance to stage 1's output, times 1000.
+for fidelity; `d(I_reg)` is the mean squared distance to stage 1's output, times 1000. DISTS needs VGG16, which
+`scripts/convert_weights.py --vgg16` makes; without it the column is left out.
 """
 
 import sys
@@ -17,9 +18,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks import arguments, machine
 from benchmarks.pairs import DEGRADATION, synthetic_pairs
-from diffbir.utils.cli import entry_point
+from diffbir.utils.cli import UserError, entry_point
 from diffbir.utils.image import side_by_side, to_uint8, write_png
-from diffbir.utils.metrics import LPIPS, psnr, ssim
+from diffbir.utils.metrics import DISTS, LPIPS, psnr, ssim
 
 
 @entry_point
@@ -41,13 +42,12 @@ def main(argv: list[str] | None = None) -> None:
     pairs = list(zip(*synthetic_pairs(args.input, args.size, args.count, args.degradation, args.seed), strict=True))
     changes = {k: v for k, v in (("steps", args.steps), ("solver", args.solver)) if v is not None}
     scales = {scale: restorer.options(guidance_scale=scale, **changes) for scale in args.guidance_scales}
-    lpips, rows = LPIPS(), {}
+    perceptual, rows = perceptual_metrics(), {}
 
     def record(name: str, image: Tensor, i_reg: Tensor, hq: Tensor, seconds: float) -> None:
         distance = 1000 * (image - i_reg).square().mean()
-        rows.setdefault(name, []).append(
-            torch.stack([psnr(image, hq)[0], ssim(image, hq)[0], lpips(image, hq)[0], distance, torch.tensor(seconds)])
-        )
+        scores = [metric(image, hq)[0] for metric in (psnr, ssim, *perceptual)]
+        rows.setdefault(name, []).append(torch.stack([*scores, distance, torch.tensor(seconds)]))
 
     with torch.inference_mode():
         for i in tqdm(range(len(pairs)), unit="photo"):
@@ -68,13 +68,24 @@ def main(argv: list[str] | None = None) -> None:
 
     options = next(iter(scales.values()), restorer.defaults)
     print(f"\n{len(pairs)} photos, {args.size} pixels, {options.solver}, {options.steps} steps, seed {args.seed};")
-    print(f"RGB PSNR and SSIM without border crop, {LPIPS.variant};")
+    print(f"RGB PSNR and SSIM without border crop, {'; '.join(metric.variant for metric in perceptual)};")
     print(f"{machine.versions('torch')}, {machine.threads()}, float32; seconds are the median per photo.\n")
-    print("| | PSNR | SSIM | LPIPS | d(I_reg) | seconds |\n|---|---|---|---|---|---|")
+    columns = ["PSNR", "SSIM", *(type(metric).__name__ for metric in perceptual), "d(I_reg)", "seconds"]
+    print(f"| | {' | '.join(columns)} |\n|{'---|' * (len(columns) + 1)}")
     for name, values in rows.items():
         table = torch.stack(values)
-        mean, seconds = table.mean(0).tolist(), table[:, 4].median().item()
-        print(f"| {name} | {mean[0]:.2f} | {mean[1]:.3f} | {mean[2]:.3f} | {mean[3]:.2f} | {seconds:.2f} |")
+        mean, seconds = table.mean(0).tolist(), table[:, -1].median().item()
+        middle = " | ".join(f"{value:.3f}" for value in mean[1:-2])
+        print(f"| {name} | {mean[0]:.2f} | {middle} | {mean[-2]:.2f} | {seconds:.2f} |")
+
+
+def perceptual_metrics() -> list[LPIPS | DISTS]:
+    """LPIPS, and DISTS where VGG16's weights are here; a sentence says so if not."""
+    try:
+        return [LPIPS(), DISTS()]
+    except UserError as error:
+        print(f"DISTS is left out: {error}", file=sys.stderr)
+        return [LPIPS()]
 
 
 if __name__ == "__main__":

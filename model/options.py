@@ -100,7 +100,7 @@ class Options:
             raise UserError(
                 f"steps must be at most {most} with start_t {self.start_t} and spacing {self.spacing}, not {self.steps}"
             )
-        if self.start == "noise" and self.start_t < 999:
+        if self.start == "noise" and self.start_t < 999 and SOLVERS[self.solver].start == "noise":
             raise UserError("start_t below 999 needs start 'latent': pure noise belongs to the last timestep")
         if self.guidance_form == "mean" and self.solver != "ddpm":
             raise UserError("guidance_form 'mean' shifts the mean of a ddpm step; use solver ddpm, or another form")

@@ -10,7 +10,7 @@ from diffbir.utils.config import ROOT, apply_overrides, load_config, project_pat
 
 PRESETS = ROOT / "configs" / "inference"
 STAGE1 = ROOT / "configs" / "stage1"
-KEYS = ("networks", "weights", "diffusion", "sampling", "sweep", "tasks", "run_dir")  # what inference reads
+KEYS = ("networks", "weights", "diffusion", "sampling", "one_step", "sweep", "tasks", "run_dir")  # what inference reads
 
 
 def names(folder: Path) -> list[str]:

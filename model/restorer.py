@@ -4,7 +4,7 @@ The command line, the pictures in the training logs and the benchmarks all call 
 """
 
 import logging
-from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
 
 from diffbir.model.build import build_networks
@@ -43,7 +43,7 @@ from diffbir.model.sampling.guidance import (
     mean_shift,
     region_weight,
 )
-from diffbir.model.sampling.solvers import sample, timesteps_for
+from diffbir.model.sampling.solvers import SOLVERS, sample, timesteps_for
 from diffbir.model.sampling.striped import StripedAutoencoder
 from diffbir.model.sampling.tiling import map_in_windows, plans
 from diffbir.utils.cli import UserError
@@ -96,6 +96,19 @@ class Cancelled(Exception):
 OnProgress = Callable[[Progress], bool | None]  # False ends the call
 
 
+@dataclass(frozen=True)
+class OneStep:
+    """What solver 'one_step' runs, in place of the networks and the options of the chains.
+
+    Args:
+        network: UNet and branch, trained by `model.training.one_step`.
+        options: name -> value of the options that it was trained for.
+    """
+
+    network: ControlledUNet
+    options: Mapping[str, Any]
+
+
 class Restorer:
     """Stage 1, encode, sample, decode, align colours.
 
@@ -111,6 +124,7 @@ class Restorer:
             case it sees images before they are enlarged; None passes the input on.
         autoencoder, unet, text_encoder, diffusion: the latent diffusion model; without it only stage 1 can run.
         branch: what steers the UNet; None is the bare prior.
+        one_step: for solver 'one_step'; without `unet`, there is no other.
         defaults: options where a call gives none.
         device: where to compute; where the networks are if None.
         offload: keeps every network in main memory except while it computes, for small GPUs.
@@ -124,6 +138,7 @@ class Restorer:
         text_encoder: nn.Module | None = None,
         branch: nn.Module | None = None,
         diffusion: Diffusion | None = None,
+        one_step: OneStep | None = None,
         defaults: Options | None = None,
         device: str | torch.device | None = None,
         offload: bool = False,
@@ -131,8 +146,9 @@ class Restorer:
         self.autoencoder, self.diffusion, self.text_encoder = autoencoder, diffusion, text_encoder
         self.stage1 = nn.Identity() if stage1 is None else stage1
         self.network = None if unet is None else ControlledUNet(unet, branch)
+        self.one_step = one_step
         self.defaults = defaults or Options()
-        self.multiple = 1 if unet is None else autoencoder.factor * unet.factor
+        self.multiple = max([1, *(autoencoder.factor * network.unet.factor for network in self.diffusion_networks)])
         self._device, self.offload = device, offload
 
     @classmethod
@@ -181,33 +197,51 @@ class Restorer:
         Raises:
             UserError: a wrong key or value, or weights that are missing or do not fit.
         """
-        check_keys(config, ("networks",), ("weights", "diffusion", "sampling", "sweep", "run_dir"))
-        sampling = dict(config.get("sampling") or {})
-        for name in sampling:
-            if name not in Options.__dataclass_fields__:
-                raise UserError(f"unknown key 'sampling.{name}'; known: {', '.join(Options.__dataclass_fields__)}")
-        defaults = Options(**sampling)
+        optional = ("weights", "sampling", "one_step", "sweep", "run_dir")
+        check_keys(config, ("networks",), (*optional, "diffusion"))
+        defaults = Options(**sampling_of(config))
         stage = stage or defaults.stage
         if stage != "1":
-            check_keys(config, ("networks", "diffusion"), ("weights", "sampling", "sweep", "run_dir"))
+            check_keys(config, ("networks", "diffusion"), optional)
         only = {"1": ["stage1"], "2": [name for name in config.networks if name != "stage1"]}.get(stage)
         dtypes = dict.fromkeys(config.networks, PRECISIONS[precision])
         if precision == "fp16":
             dtypes["autoencoder"] = torch.float32
         home = "cpu" if offload else device
-        networks = {
-            name: network.requires_grad_(False).eval().to(home, dtypes[name])
-            for name, network in build_networks(config, only, dtypes).items()
-        }
-        diffusion = None if stage == "1" else instantiate(config.diffusion, "diffusion")
-        return cls(**networks, diffusion=diffusion, defaults=defaults, device=device, offload=offload)
+
+        def build(config: DictConfig, only: Sequence[str] | None) -> dict[str, nn.Module]:
+            return {
+                name: network.requires_grad_(False).eval().to(home, dtypes[name])
+                for name, network in build_networks(config, only, dtypes).items()
+            }
+
+        networks = build(config, only)
+        if stage == "1":
+            return cls(**networks, defaults=defaults, device=device, offload=offload)
+        one_step = None
+        if node := config.get("one_step"):
+            check_keys(node, (), ("weights", "sampling"))
+            own = {"unet": networks.pop("unet"), "branch": networks.pop("branch", None)}
+            if weights := node.get("weights"):  # beside those of the chains
+                networks |= own
+                own |= build(OmegaConf.merge(config, {"weights": None}, {"weights": weights}), list(weights))
+            one_step = OneStep(ControlledUNet(**own), sampling_of(node, "one_step."))
+        diffusion = instantiate(config.diffusion, "diffusion")
+        return cls(
+            **networks, diffusion=diffusion, one_step=one_step, defaults=defaults, device=device, offload=offload
+        )
+
+    @property
+    def diffusion_networks(self) -> list[ControlledUNet]:
+        """Of the chains and of one step, where they are there."""
+        return [n for n in (self.network, self.one_step and self.one_step.network) if n is not None]
 
     @property
     def device(self) -> torch.device:
         if self._device is not None:
             return torch.device(self._device)
-        networks = (self.stage1, self.network)
-        return next((p.device for net in networks if net is not None for p in net.parameters()), torch.device("cpu"))
+        networks = (self.stage1, *self.diffusion_networks)
+        return next((p.device for net in networks for p in net.parameters()), torch.device("cpu"))
 
     def __call__(
         self,
@@ -286,15 +320,16 @@ class Restorer:
             on_step: called after every sampling step with its index and its estimate of the clean latent.
 
         Raises:
-            UserError: stage 2 is asked of a pipeline without its networks, images of another form, or too few seeds.
+            UserError: stage 2, or a solver, is asked of a pipeline without its networks, images of another form, or too
+                few seeds.
         """
-        options = options or self.defaults
+        options = options or self.options()
         check_images(images)
         seeds = [options.seed] * len(images) if seeds is None else seeds
         if len(seeds) != len(images):
             raise UserError(f"{len(images)} images need as many seeds, not {len(seeds)}; give one for each")
-        if options.stage != "1" and self.network is None:
-            raise UserError("this configuration holds stage 1 alone; use --stage 1, or a preset with a diffusion model")
+        if options.stage != "1":
+            self.network_for(options.solver)
         images = images.to(self.device)
         size = [max(1, round(n * options.upscale)) for n in images.shape[-2:]]
         lq = resize(images, size)
@@ -328,11 +363,12 @@ class Restorer:
             text = self.text_encoder([options.prompt] * len(i_reg))
             guided = options.cfg_scale > 1 or options.cfg_rising
             negative = self.text_encoder([options.negative_prompt]) if guided else None
-        with self.on_device(self.network):
+        network = self.network_for(options.solver)
+        with self.on_device(network):
             condition = Condition(latent, text, i_reg)
             z_0 = self.sample(condition, negative, options, seeds, on_step)
-            if not z_0.isfinite().all() and dtype_of(self.network) in HALF:
-                overflow(self.network)
+            if not z_0.isfinite().all() and dtype_of(network) in HALF:
+                overflow(network)
                 z_0 = self.sample(condition, negative, options, seeds, on_step)
         with self.on_device(self.autoencoder):
             image = finite(self.autoencoder, autoencoder.decode, z_0)
@@ -364,7 +400,10 @@ class Restorer:
         def noised(t: float) -> Tensor:
             return self.diffusion.diffuse(latent, torch.full((len(latent),), t), noise())
 
-        z = noised(timesteps[0]) if options.start == "latent" else noise()
+        if SOLVERS[options.solver].start == "clean":
+            z = latent
+        else:
+            z = noised(timesteps[0]) if options.start == "latent" else noise()
         if options.noise_aug:
             condition = replace(condition, latent=noised(options.noise_aug))
         denoise = bind(self.denoiser(negative, options), condition)
@@ -377,14 +416,32 @@ class Restorer:
         eta = None if options.eta < 0 else options.eta
         return sample(options.solver, denoise, z, alpha_bar, options.steps, noise, on_step, spacing, eta)
 
+    def network_for(self, solver: str) -> ControlledUNet:
+        """UNet and branch that a solver runs.
+
+        Raises:
+            UserError: they aren't there.
+        """
+        if not self.diffusion_networks:
+            raise UserError("this configuration holds stage 1 alone; use --stage 1, or a preset with a diffusion model")
+        if solver == "one_step":
+            if self.one_step is None:
+                raise UserError(
+                    "this configuration has no networks for solver one_step; choose another solver, or preset"
+                )
+            return self.one_step.network
+        if self.network is None:
+            raise UserError(f"these networks restore in one step; use solver one_step instead of {solver}")
+        return self.network
+
     def denoiser(self, negative: Tensor | None, options: Options) -> Denoiser:
         """(z_t, t, condition) -> z_0 for one chain."""
-        network, before_retry = self.network, lambda: None
+        network, before_retry = self.network_for(options.solver), lambda: None
+        windows = plans(options.tile, self.device, network.unet.factor, pixels=self.autoencoder.factor)
         if options.branch_every > 1 or options.deep_every > 1:
             network = CachedControlledUNet(network, options.branch_every, options.deep_every)
             before_retry = network.memory.forget
         cfg = rising(options.cfg_scale) if options.cfg_rising else lambda t: options.cfg_scale
-        windows = plans(options.tile, self.device, self.network.unet.factor, pixels=self.autoencoder.factor)
         denoise = denoiser(network, self.diffusion, options.strength)
         guided = with_cfg(denoise, negative, lambda t: cfg(t) if t >= options.cfg_stop else 1.0)
         return tiled(guided, windows, before_retry)
@@ -420,7 +477,7 @@ class Restorer:
             module.to("cpu")
 
     def options(self, **changes: Any) -> Options:
-        """The defaults with some values changed.
+        """The defaults, those of one step where that is the solver, with some values changed.
 
         Raises:
             UserError: an unknown option, or a value out of range.
@@ -429,7 +486,22 @@ class Restorer:
         for name in changes:
             if name not in known:
                 raise UserError(f"unknown option '{name}'{hint(name, known)}")
-        return replace(self.defaults, **changes)
+        solver = changes.get("solver", self.defaults.solver)
+        trained = self.one_step.options if solver == "one_step" and self.one_step else {}
+        return replace(self.defaults, **{**trained, **changes})
+
+
+def sampling_of(config: DictConfig, prefix: str = "") -> dict[str, Any]:
+    """Options under the key `sampling`.
+
+    Raises:
+        UserError: an unknown name.
+    """
+    sampling = dict(config.get("sampling") or {})
+    for name in sampling:
+        if name not in Options.__dataclass_fields__:
+            raise UserError(f"unknown key '{prefix}sampling.{name}'; known: {', '.join(Options.__dataclass_fields__)}")
+    return sampling
 
 
 def resize(images: Tensor, size: Sequence[int]) -> Tensor:

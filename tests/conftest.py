@@ -7,6 +7,8 @@ import numpy as np
 import pytest
 import torch
 
+from diffbir.utils.metrics import VGG16_WEIGHTS
+
 GOLDEN = Path(__file__).parent / "golden"
 
 if workers := os.environ.get("PYTEST_XDIST_WORKER_COUNT"):
@@ -26,3 +28,11 @@ def models_golden() -> dict[str, torch.Tensor]:
 def numerics_golden() -> dict[str, torch.Tensor]:
     """Schedules, trajectories, kernels and colours of the published code."""
     return {k: torch.from_numpy(v) for k, v in np.load(GOLDEN / "numerics.npz").items()}
+
+
+@pytest.fixture(scope="session")
+def vgg16() -> Path:
+    """The file of VGG16's weights; `make test` fetches it, where there is a network."""
+    if not VGG16_WEIGHTS.is_file():
+        pytest.skip(f"needs {VGG16_WEIGHTS}: python scripts/convert_weights.py --vgg16")
+    return VGG16_WEIGHTS

@@ -50,8 +50,10 @@ def test_degradations_build(path):
 
 
 @pytest.mark.parametrize("path", [p for p in of("train") if p.name != "base.yaml"], ids=relative)
-def test_trainings_build(path):
+def test_trainings_build(path, request):
     """Full-size ones without memory, on the meta device."""
+    if "feature_heads" in path.read_text():
+        request.getfixturevalue("vgg16")
     config = load_config(path, ["photos=inputs/demo"])
     check_keys(config, REQUIRED, OPTIONAL)
     config.weights = {}

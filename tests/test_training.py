@@ -36,6 +36,7 @@ TRAININGS = {
     "autoencoder": (["autoencoder"], []),
     "prior": (["unet"], []),
     "stage2": (["branch", "unet"], ["weights.unet=weights/mini/unet.safetensors"]),
+    "one_step": (["branch", "unet"], []),
 }
 
 
@@ -56,7 +57,9 @@ def test_two_steps_of_every_trainer(name, tmp_path):
         assert all(w.isfinite().all() for w in weights.values())
     (checkpoint,) = (tmp_path / "checkpoints").glob("*.ckpt")
     saved = torch.load(checkpoint, weights_only=True)
-    assert {k.split(".")[1] for k in saved["state_dict"]} == set(TRAININGS[name][0])  # nothing that is frozen
+    trained = {k.split(".")[1] for k in saved["state_dict"] if k.startswith("trained.")}
+    assert trained == set(TRAININGS[name][0])
+    assert all(k.startswith(("trained.", "discriminator.")) for k in saved["state_dict"])  # nothing that is frozen
     assert list((tmp_path / "images").glob("*.png"))
     assert list((tmp_path / "logs").glob("events*"))
     facts = OmegaConf.load(tmp_path / "run.yaml")

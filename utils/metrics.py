@@ -8,12 +8,18 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import torch
+import torch.nn.functional as F
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from torchmetrics.functional.image import structural_similarity_index_measure
-from torchvision.models import alexnet
+from torchvision.models import alexnet, vgg16
 
-LPIPS_WEIGHTS = Path(__file__).parents[1] / "weights" / "lpips" / "alex.safetensors"
+from diffbir.utils.cli import UserError
+
+WEIGHTS = Path(__file__).parents[1] / "weights"
+LPIPS_WEIGHTS = WEIGHTS / "lpips" / "alex.safetensors"
+DISTS_WEIGHTS = WEIGHTS / "dists" / "dists.safetensors"
+VGG16_WEIGHTS = WEIGHTS / "vgg16.safetensors"
 
 
 def psnr(x: Tensor, y: Tensor, crop: int = 0) -> Tensor:
@@ -116,6 +122,110 @@ class LPIPS(nn.Module):
             if isinstance(layer, nn.ReLU):
                 # Without 1e-10 it is 0 / 0 where all channels are 0, as the last ReLU gives on some flat bright areas.
                 yield x / (torch.linalg.vector_norm(x, dim=1, keepdim=True) + 1e-10)
+
+
+class VGG16(nn.Module):
+    """The convolutions of VGG16, trained on ImageNet (Simonyan and Zisserman 2015): frozen, differentiable.
+
+    Args:
+        weights: safetensors file with the keys of torchvision's `vgg16().features`.
+        pool: what halves the size between the stages; None is max-pooling, as trained.
+
+    Raises:
+        UserError: `weights` does not exist.
+    """
+
+    widths = (64, 128, 256, 512, 512)
+
+    def __init__(self, weights: str | Path | None = None, pool: nn.Module | None = None) -> None:
+        super().__init__()
+        weights = Path(weights or VGG16_WEIGHTS)
+        if not weights.is_file():
+            raise UserError(f"weights not found: {weights}; make them with: python scripts/convert_weights.py --vgg16")
+        with torch.device("meta"):
+            features = vgg16(weights=None).features[:30]  # up to the last ReLU
+        state = {name: value.float() for name, value in load_file(weights).items()}
+        features.load_state_dict(state, assign=True)
+        pool = pool or nn.MaxPool2d(2)
+        layers = [pool if isinstance(layer, nn.MaxPool2d) else layer for layer in features]
+        ends = [i for i, layer in enumerate(layers) if layer is pool] + [len(layers)]
+        self.stages = nn.ModuleList(nn.Sequential(*layers[a:b]) for a, b in zip([0, *ends], ends, strict=False))
+        for layer in self.modules():
+            if isinstance(layer, nn.ReLU):
+                layer.inplace = False  # the maps before them are needed for gradients
+        self.register_buffer("mean", torch.tensor([0.485, 0.456, 0.406]).view(3, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor([0.229, 0.224, 0.225]).view(3, 1, 1), persistent=False)
+        self.requires_grad_(False).eval()
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        """(B, 3, H, W) in [0, 1] -> the last map of each of the five stages, (B, C_i, H / 2^i, W / 2^i)."""
+        x, maps = (x - self.mean) / self.std, []
+        for stage in self.stages:
+            x = stage(x)
+            maps.append(x)
+        return maps
+
+
+class L2Pool(nn.Module):
+    """Halves the size without aliasing: the root of the blurred squares (Henaff and Simoncelli 2016)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        window = torch.hann_window(5, periodic=False)[1:-1]
+        self.register_buffer("kernel", torch.outer(window, window) / window.sum() ** 2, persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        channels = x.shape[1]
+        kernel = self.kernel.to(x.dtype).expand(channels, 1, 3, 3)
+        return (F.conv2d(x.square(), kernel, stride=2, padding=1, groups=channels) + 1e-12).sqrt()
+
+
+class DISTS(nn.Module):
+    """Deep image structure and texture similarity (Ding et al. 2020, https://arxiv.org/abs/2004.07728, equation 8).
+
+    Frozen, differentiable with respect to both images.
+
+    Args:
+        weights: safetensors file with `alpha` and `beta`, (1475,): of the image's and the five stages' channels.
+        vgg16: see `VGG16`.
+    """
+
+    variant = "DISTS, VGG16"
+    min_side = 16
+
+    def __init__(self, weights: str | Path = DISTS_WEIGHTS, vgg16: str | Path | None = None) -> None:
+        super().__init__()
+        self.features = VGG16(vgg16, L2Pool())
+        for name, value in load_file(weights).items():
+            self.register_buffer(name, value.float(), persistent=False)
+        self.requires_grad_(False).eval()
+
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        """Distance of each image to its reference, 0 for equal images: (B,).
+
+        Args:
+            x: Images (B, 3, H, W) in [0, 1], H and W at least 16.
+            y: Reference, same shape.
+
+        Raises:
+            ValueError: The shapes differ, are not (B, 3, H, W), or a side is below 16.
+        """
+        _check_pair(x, y, self.min_side)
+        with torch.autocast(x.device.type, enabled=False):
+            x, y = x.float(), y.float()
+            maps = zip([x, *self.features(x)], [y, *self.features(y)], strict=True)
+            texture, structure = map(torch.cat, zip(*(self.similarities(*pair) for pair in maps), strict=True))
+            total = self.alpha.sum() + self.beta.sum()
+            return 1 - (self.alpha @ texture + self.beta @ structure) / total
+
+    @staticmethod
+    def similarities(x: Tensor, y: Tensor, c: float = 1e-6) -> tuple[Tensor, Tensor]:
+        """Of means (texture) and of correlations (structure) of every channel: (C, B) each."""
+        mean_x, mean_y = x.mean(dim=(2, 3)), y.mean(dim=(2, 3))
+        var_x, var_y = (v.var(dim=(2, 3), correction=0) for v in (x, y))
+        covariance = (x * y).mean(dim=(2, 3)) - mean_x * mean_y
+        texture = (2 * mean_x * mean_y + c) / (mean_x**2 + mean_y**2 + c)
+        return texture.T, ((2 * covariance + c) / (var_x + var_y + c)).T
 
 
 def _check_pair(x: Tensor, y: Tensor, min_side: int) -> None:

@@ -131,6 +131,21 @@ def ddim(
     return z
 
 
+def one_step(denoise: BoundDenoiser, z: Tensor, alpha_bar: NDArray, timesteps: list, noise: Noise, on_step: Callback):
+    """For networks that were trained to restore in one pass: z starts clean, and the estimate is the result.
+
+    With more steps, each estimate is noised anew to the next timestep (Song et al. 2023, Consistency Models,
+    https://arxiv.org/abs/2303.01469, algorithm 1).
+    """
+    for i, (t, s) in enumerate(pairwise(timesteps)):
+        z_0 = z = denoise(z, t)
+        if s >= 0:
+            a_s = alpha_bar_at(alpha_bar, s)
+            z = math.sqrt(a_s) * z_0 + math.sqrt(1 - a_s) * noise()
+        on_step(i, z_0)
+    return z
+
+
 # Solvers in x
 
 
@@ -343,11 +358,18 @@ def unipc_weights(nodes: list[float], h: float) -> list[float]:
 
 @dataclass(frozen=True)
 class Solver:
-    """A solver, the spacing that suits it (key of `SPACINGS`), and its own eta (None: it has no randomness)."""
+    """A solver.
+
+    Args:
+        spacing: what suits it, key of `SPACINGS`.
+        eta: its own share of fresh noise; None: it has none to choose.
+        start: what it begins with: 'noise' (which it may also find on a latent), or the 'clean' latent of stage 1.
+    """
 
     run: Callable[..., Tensor]
     spacing: str = "trailing"
     eta: float | None = None
+    start: str = "noise"
 
 
 SOLVERS = {
@@ -362,7 +384,9 @@ SOLVERS = {
     "dpmpp_3m_sde": Solver(dpmpp_3m_sde, eta=1.0),
     "unipc": Solver(unipc),
     "unipc_3": Solver(partial(unipc, order=3)),
+    "one_step": Solver(one_step, start="clean"),
 }
+CHAINS = [name for name, solver in SOLVERS.items() if solver.start == "noise"]
 
 
 def timesteps_for(solver: str, alpha_bar: NDArray, steps: int, spacing: str | None = None) -> list[float]:

@@ -1,6 +1,6 @@
 """What every training module shares: which networks are trained, their optimizer, randomness and checkpoint."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import pytorch_lightning as L
@@ -19,7 +19,7 @@ class Trainable(L.LightningModule):
     Args:
         trained: networks to optimize, by the name that their exported weights get.
         frozen: networks that are only used.
-        optimizer: parameters -> optimizer.
+        optimizer: groups of parameters -> optimizer.
         lr_schedule: optimizer -> schedule, stepped once per optimizer step; None keeps the rate constant.
         seed: what the noise of every step follows from.
     """
@@ -28,7 +28,7 @@ class Trainable(L.LightningModule):
         self,
         trained: Mapping[str, nn.Module],
         frozen: Mapping[str, nn.Module],
-        optimizer: Callable[[Iterator[nn.Parameter]], Optimizer],
+        optimizer: Callable[[list[dict[str, Any]]], Optimizer],
         lr_schedule: Callable[[Optimizer], LRScheduler] | None = None,
         seed: int = 0,
     ):
@@ -44,8 +44,12 @@ class Trainable(L.LightningModule):
             for network in self.trained.values():
                 shard(network, self.device_mesh["data_parallel"])
 
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        """Groups of parameters for the optimizer; the first is what is averaged and exported."""
+        return [{"params": [p for p in self.trained.parameters() if p.requires_grad]}]
+
     def configure_optimizers(self) -> Any:
-        optimizer = self.optimizer(p for p in self.trained.parameters() if p.requires_grad)
+        optimizer = self.optimizer(self.parameter_groups())
         if self.lr_schedule is None:
             return optimizer
         return {

@@ -7,9 +7,15 @@ import pytorch_lightning as L
 import torch
 from torch import Tensor
 
+from diffbir.model.networks.lora import merged
 from diffbir.model.training.base import Trainable
 from diffbir.model.training.sharding import sharded_like, whole
 from diffbir.model.weights.checkpoint import save_weights
+
+
+def trained(module: Trainable) -> dict[str, Tensor]:
+    """What is averaged: the trained networks, without a discriminator."""
+    return {k: v for k, v in module.state_dict().items() if k.startswith("trained.")}
 
 
 class EMA(L.Callback):
@@ -25,8 +31,7 @@ class EMA(L.Callback):
         self.raw: dict[str, Tensor] | None = None  # the trained weights while the average stands in for them
 
     def on_fit_start(self, trainer: L.Trainer, module: Trainable) -> None:
-        own = module.state_dict()
-        loaded, self.average = self.average, {k: v.clone() for k, v in own.items()}
+        loaded, self.average = self.average, {k: v.clone() for k, v in trained(module).items()}
         for k, v in loaded.items():
             self.average[k].copy_(sharded_like(v, self.average[k]))
 
@@ -36,11 +41,11 @@ class EMA(L.Callback):
             return  # gradients are still accumulating
         self.steps = trainer.global_step
         decay = min(self.decay, (1 + self.steps) / (10 + self.steps))
-        for k, v in module.state_dict().items():
+        for k, v in trained(module).items():
             self.average[k].lerp_(v, 1 - decay)
 
     def on_validation_start(self, trainer: L.Trainer, module: Trainable) -> None:
-        self.raw = {k: v.clone() for k, v in module.state_dict().items()}
+        self.raw = {k: v.clone() for k, v in trained(module).items()}
         module.load_state_dict(self.average, strict=False)
 
     def on_validation_end(self, trainer: L.Trainer, module: Trainable) -> None:
@@ -65,7 +70,7 @@ class ExportWeights(L.Callback):
         self.folder, self.dtype = Path(folder), torch.float16 if half else None
 
     def export(self, trainer: L.Trainer, module: Trainable) -> None:
-        state = module.state_dict()
+        state = trained(module)
         for callback in trainer.callbacks:
             if isinstance(callback, EMA):
                 state.update(callback.average)
@@ -73,7 +78,7 @@ class ExportWeights(L.Callback):
             prefix = f"trained.{name}."
             own = {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
             if own:  # a partly trained network is written whole
-                own = whole({**network.state_dict(), **own})
+                own = merged(whole({**network.state_dict(), **own}))
                 if trainer.is_global_zero:
                     save_weights(own, self.folder / f"{name}.safetensors", self.dtype)
 

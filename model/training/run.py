@@ -32,7 +32,7 @@ REQUIRED = ("networks", "module", "data", "trainer", "run_dir", "seed")
 OPTIONAL = (
     *("weights", "diffusion", "recipes", "degradation", "degrade_on_device", "optimizer", "lr_schedule", "lr"),
     *("photos", "val_photos", "resume", "crop_size", "validate_every", "checkpoint_every", "ema_decay"),
-    *("frozen_dtype", "compile"),
+    *("frozen_dtype", "compile", "sampling", "one_step"),
 )
 PACKAGES = ("torch", "torchvision", "pytorch-lightning", "numpy", "opencv-python", "timm")
 

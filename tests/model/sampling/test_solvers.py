@@ -13,6 +13,7 @@ from diffbir.model.restorer import Restorer
 from diffbir.model.sampling.diffusion import Diffusion
 from diffbir.model.sampling.schedule import alpha_bar_at, sigma_of, timestep_of
 from diffbir.model.sampling.solvers import (
+    CHAINS,
     SOLVERS,
     SPACINGS,
     ddim,
@@ -164,7 +165,7 @@ def test_ddim_with_eta_1_on_neighbouring_steps_is_ddpm():
 
 # The multistep solvers of higher order start with one first-order step, which leaves an error of second order.
 FIRST = ("ddim", "euler", "euler_ancestral")
-ORDERS = {solver: 1 if solver in FIRST else 2 for solver in SOLVERS if solver != "ddpm"}  # ddpm cannot do without noise
+ORDERS = {solver: 1 if solver in FIRST else 2 for solver in CHAINS if solver != "ddpm"}  # ddpm cannot do without noise
 
 
 def without_noise(solver):
@@ -198,7 +199,7 @@ def test_solvers_converge_at_their_order(solver):
         assert coarse / fine == pytest.approx(2 ** ORDERS[solver], rel=0.08)
 
 
-@pytest.mark.parametrize("solver", SOLVERS)
+@pytest.mark.parametrize("solver", CHAINS)
 @pytest.mark.parametrize("diffusion", [EPS, V], ids=["eps", "zero_terminal_snr"])
 def test_every_solver_reaches_the_data_distribution(solver, diffusion):
     """1000 steps from the true z_T: mean and standard deviation of 20,000 samples within 3 % of the data's."""
@@ -218,7 +219,7 @@ def test_every_solver_reaches_the_data_distribution(solver, diffusion):
     assert z.std().item() == pytest.approx(0.5, rel=0.03)
 
 
-@pytest.mark.parametrize("solver", SOLVERS)
+@pytest.mark.parametrize("solver", CHAINS)
 @pytest.mark.parametrize("steps", [1, 2, 7, 1000])
 def test_any_number_of_steps_is_finite_and_reported(solver, steps):
     seen = []
@@ -266,7 +267,7 @@ def restored(diffusion, **options):
     return pipeline, pipeline.sample(Condition(latent), None, options, [1], lambda i, z_0: None)
 
 
-@pytest.mark.parametrize("solver", SOLVERS)
+@pytest.mark.parametrize("solver", CHAINS)
 @pytest.mark.parametrize("spacing", SPACINGS)
 @pytest.mark.parametrize("start_t, steps", [(400, 4), (400, 7), (999, 3)])
 def test_a_latent_is_noised_to_where_the_solver_begins(solver, spacing, start_t, steps):
@@ -328,7 +329,7 @@ def test_bad_requests_are_named():
         sample("ddim", golden_denoiser(EPS.alpha_bar), z, EPS.alpha_bar, 1001, lambda: z)
 
 
-@pytest.mark.parametrize("solver", SOLVERS)
+@pytest.mark.parametrize("solver", CHAINS)
 def test_marginals_converge_with_noise_too(solver):
     """Mean and deviation, computed exactly: twice the steps, an error smaller by 2^order."""
     from benchmarks.convergence import errors, order
@@ -336,3 +337,32 @@ def test_marginals_converge_with_noise_too(solver):
     means, deviations = zip(*errors(solver), strict=True)
     assert max(means) < 1e-12
     assert order(deviations) == pytest.approx(1 if solver in (*FIRST, "ddpm") else 2, abs=0.1)
+
+
+def test_one_step_is_one_pass_from_the_clean_latent():
+    z, seen = torch.randn(2, 4, 8, 8), []
+
+    def denoise(z, t):
+        seen.append((z, t))
+        return 2 * z + 1
+
+    alpha_bar = V.alpha_bar[:201]
+    end = sample("one_step", denoise, z, alpha_bar, 1, lambda: pytest.fail("it needs no noise"))
+    assert torch.equal(end, 2 * z + 1)
+    assert len(seen) == 1 and torch.equal(seen[0][0], z) and seen[0][1] == 200
+
+
+def test_more_of_one_step_noises_each_estimate_anew():
+    """Algorithm 1 of Consistency Models, with the schedule of latent diffusion."""
+    z, noise, seen = torch.randn(1, 4, 8, 8), torch.randn(1, 4, 8, 8), []
+
+    def denoise(z, t):
+        seen.append((z, t))
+        return 0.5 * z
+
+    end = sample("one_step", denoise, z, V.alpha_bar[:201], 2, lambda: noise)
+    (_, first), (again, t) = seen
+    assert (first, t) == (200, 100)
+    a = float(V.alpha_bar[100])
+    assert_close(again, a**0.5 * 0.5 * z + (1 - a) ** 0.5 * noise)
+    assert_close(end, 0.5 * again)

@@ -1,0 +1,214 @@
+"""Training of stage 2 for one step: from E(I_reg) to the restored latent in a single pass, against a discriminator."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from diffbir.model.networks.autoencoder import AutoencoderKL
+from diffbir.model.networks.condition import Condition
+from diffbir.model.networks.discriminator import ADVERSARIAL, FeatureHeads, accuracy
+from diffbir.model.networks.lora import add_lora
+from diffbir.model.options import Options
+from diffbir.model.restorer import OneStep, Restorer, Result
+from diffbir.model.sampling.denoiser import ControlledUNet
+from diffbir.model.sampling.diffusion import Diffusion
+from diffbir.model.training.base import Trainable
+from diffbir.utils.cli import UserError
+from diffbir.utils.metrics import DISTS, VGG16
+from diffbir.utils.precision import keeping_precision
+
+RECONSTRUCTION = {"l1": F.l1_loss, "l2": F.mse_loss}
+
+
+class OneStepTraining(Trainable):
+    """Reconstruction + LPIPS + adversarial loss on pictures that one pass restores.
+
+    E(I_reg) enters at one timestep t, without noise; UNet and branch, which come from diffusion training, give z_0;
+    the decoder makes the picture. With `residual` (small models) the picture is I_reg + D(z_0) - D(E(I_reg)): nothing
+    that stage 1 knows is lost, and only what to add is learnt. Subtracting what the same decoder makes of E(I_reg), and
+    not what it made of it before the training, keeps the guidance exact: at z = E(I_reg) the picture is I_reg.
+
+    Generator and discriminator are two parameter groups of one optimizer, each with its own rates and moments: both
+    follow the gradients of the same step, so accumulation, mixed precision, averages and exact resume work as in every
+    other training.
+
+    Args:
+        branch: trained.
+        unet: trained; with `lora_rank`, only its additions of low rank.
+        autoencoder: frozen, but for its decoder with `train_decoder`.
+        text_encoder: frozen.
+        diffusion: schedule and target that UNet and branch were trained with.
+        discriminator: picture -> logits, or None for the heads alone.
+        stage1: frozen; None takes the degraded image itself.
+        t: timestep of the pass, 0 .. T - 1.
+        residual: see above.
+        train_decoder: whether the decoder learns too.
+        lora_rank: rank of the UNet's additions; None trains it whole.
+        reconstruction: 'l1' or 'l2', with weight 1.
+        lpips_weight, dists_weight: of the perceptual distances (also metrics: say so beside figures).
+        adversarial: 'softplus' or 'hinge'.
+        adversarial_weight: of the generator's adversarial loss, which sets in at step `warm_up` and is in full force
+            `ramp` steps later.
+        feature_heads: adds heads on the features of VGG16 to the discriminator.
+        discriminator_optimizer: what its parameter group has otherwise, e.g. {lr: 1e-4}.
+        clip: largest norm of the gradient, of generator and discriminator each; 0 is any.
+    """
+
+    def __init__(
+        self,
+        branch: nn.Module,
+        unet: nn.Module,
+        autoencoder: AutoencoderKL,
+        text_encoder: nn.Module,
+        diffusion: Diffusion,
+        discriminator: nn.Module | None = None,
+        stage1: nn.Module | None = None,
+        t: int = 200,
+        residual: bool = False,
+        train_decoder: bool = False,
+        lora_rank: int | None = None,
+        reconstruction: str = "l1",
+        lpips_weight: float = 1.0,
+        dists_weight: float = 0.0,
+        adversarial: str = "softplus",
+        adversarial_weight: float = 0.1,
+        warm_up: int = 0,
+        ramp: int = 0,
+        feature_heads: bool = False,
+        discriminator_optimizer: Mapping[str, Any] | None = None,
+        clip: float = 1.0,
+        **kwargs,
+    ):
+        if reconstruction not in RECONSTRUCTION:
+            raise ValueError(f"reconstruction must be one of {', '.join(RECONSTRUCTION)}, not '{reconstruction}'")
+        if adversarial not in ADVERSARIAL:
+            raise ValueError(f"adversarial must be one of {', '.join(ADVERSARIAL)}, not '{adversarial}'")
+        trained, frozen = {"branch": branch, "unet": unet}, {"text_encoder": text_encoder}
+        (trained if train_decoder else frozen)["autoencoder"] = autoencoder
+        frozen["stage1"] = nn.Identity() if stage1 is None else stage1
+        super().__init__(trained, frozen, **kwargs)
+        if train_decoder:
+            autoencoder.encoder.requires_grad_(False)
+            autoencoder.quant_conv.requires_grad_(False)
+        if lora_rank is not None:
+            add_lora(unet, lora_rank)
+        self.discriminator = nn.ModuleDict({} if discriminator is None else {"picture": discriminator})
+        self.vgg16 = None
+        if feature_heads:
+            self.vgg16 = VGG16()
+            self.discriminator["features"] = FeatureHeads(VGG16.widths)
+        self.dists = DISTS() if dists_weight else None
+        self.diffusion, self.t, self.residual, self.clip = diffusion, t, residual, clip
+        self.reconstruction = RECONSTRUCTION[reconstruction]
+        self.lpips_weight, self.dists_weight = lpips_weight, dists_weight
+        self.discriminator_loss, self.generator_loss = ADVERSARIAL[adversarial]
+        self.adversarial_weight, self.warm_up, self.ramp = adversarial_weight, warm_up, ramp
+        self.discriminator_optimizer = dict(discriminator_optimizer or {})
+
+    def configure_model(self) -> None:
+        if self.device_mesh is not None:
+            raise UserError(
+                "one-step training does not run under model.training.sharding.FSDP, which would have to shard the "
+                "discriminator too; use trainer.params.strategy=ddp, with networks.unet.params.checkpointing=true and "
+                "module.params.lora_rank to save memory"
+            )
+
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        groups = super().parameter_groups()
+        if self.discriminator:
+            groups.append({"params": list(self.discriminator.parameters()), **self.discriminator_optimizer})
+        return groups
+
+    def configure_gradient_clipping(self, optimizer: torch.optim.Optimizer, *_: Any, **__: Any) -> None:
+        if self.clip:
+            for group in optimizer.param_groups:
+                nn.utils.clip_grad_norm_(group["params"], self.clip)
+
+    def state_dict(self, *args, **kwargs) -> dict[str, Tensor]:
+        """With the vectors of the spectral norms, which are no parameters."""
+        own = {f"discriminator.{k}": v for k, v in self.discriminator.state_dict().items()}
+        return {**super().state_dict(*args, **kwargs), **own}
+
+    @property
+    def restorer(self) -> Restorer:
+        networks = {**self.frozen, **self.trained}
+        one_step = OneStep(ControlledUNet(networks.pop("unet"), networks.pop("branch")), {})
+        options = Options(
+            solver="one_step", start_t=self.t, steps=1, residual=float(self.residual), color="none", tile=0
+        )
+        return Restorer(**networks, diffusion=self.diffusion, one_step=one_step, defaults=options, device=self.device)
+
+    def generate(self, batch: dict) -> Tensor:
+        """Restored pictures (B, 3, H, W), not clamped."""
+        networks = {**self.frozen, **self.trained}
+        autoencoder = networks["autoencoder"]
+        with torch.no_grad():
+            i_reg = networks["stage1"](batch["lq"]).float().clamp(0, 1)
+            latent = autoencoder.encode(i_reg).float()
+            text = networks["text_encoder"](batch["prompt"])
+        t = torch.full((len(latent),), self.t, device=latent.device)
+        network = ControlledUNet(networks["unet"], networks["branch"])
+        z_0 = self.diffusion.to_z_0(latent, t, network(latent, t, Condition(latent, text, i_reg)).float())
+        if not self.residual:
+            return autoencoder.decode(z_0).float()
+        with torch.set_grad_enabled("autoencoder" in self.trained):
+            plain = autoencoder.decode(latent).float()
+        return i_reg + autoencoder.decode(z_0).float() - plain
+
+    def logits(self, x: Tensor) -> list[Tensor]:
+        """Of every part of the discriminator; each counts as much as the others."""
+        parts = []
+        if "picture" in self.discriminator:
+            parts.append(self.discriminator["picture"](x))
+        if self.vgg16 is not None:
+            parts += self.discriminator["features"](self.vgg16(x.clamp(0, 1)))
+        return [part.float() for part in parts]
+
+    def ramp_up(self) -> float:
+        """Share of the adversarial weight that is in force."""
+        return min(1.0, max(0.0, (self.trainer.global_step - self.warm_up) / max(self.ramp, 1)))
+
+    def adversary(self, fake: Tensor, real: Tensor) -> tuple[Tensor, Tensor]:
+        """Losses of the generator and of the discriminator."""
+        self.discriminator.requires_grad_(False)
+        generator = torch.stack([self.generator_loss(f) for f in self.logits(fake)]).mean()
+        self.discriminator.requires_grad_(True)
+        pairs = list(zip(self.logits(real), self.logits(fake.detach()), strict=True))
+        discriminator = torch.stack([self.discriminator_loss(*pair) for pair in pairs]).mean()
+        right = torch.stack([accuracy(*pair) for pair in pairs]).mean()
+        self.log_dict(
+            {"train/adversarial": generator, "train/discriminator": discriminator, "train/accuracy": right.detach()}
+        )
+        return generator, discriminator
+
+    def training_step(self, batch: dict, _: int) -> Tensor:
+        fake, real = self.generate(batch), batch["hq"]
+        reconstruction, lpips = self.reconstruction(fake, real), self.lpips(fake, real).mean()
+        self.log_dict({"train/reconstruction": reconstruction, "train/lpips": lpips})
+        loss = reconstruction + self.lpips_weight * lpips
+        if self.dists is not None:
+            dists = self.dists(fake, real).mean()
+            self.log("train/dists", dists)
+            loss = loss + self.dists_weight * dists
+        if self.discriminator:
+            generator, discriminator = self.adversary(fake, real)
+            loss = loss + self.ramp_up() * self.adversarial_weight * generator
+            self.log("train/loss", loss, prog_bar=True)
+            return loss + discriminator
+        self.log("train/loss", loss, prog_bar=True)
+        return loss
+
+    def validation_step(self, batch: dict, _: int) -> None:
+        self.log_scores(self.restore(batch).image.to(self.device), batch["hq"])
+
+    def restore(self, batch: dict) -> Result:
+        """The way inference does; an overflow changes no weights of the training."""
+        with keeping_precision(*self.frozen.values(), *self.trained.values()):
+            return self.restorer.restore(batch["lq"])
+
+    def images(self, batch: dict) -> dict[str, Tensor]:
+        result = self.restore(batch)
+        return {"lq": batch["lq"], "stage 1": result.stage1, "one step": result.image, "hq": batch["hq"]}

@@ -1,0 +1,69 @@
+"""Additions of low rank: zero at the start, small to train, exact to merge."""
+
+import torch
+from torch import nn
+from torch.testing import assert_close
+
+from diffbir.model.networks.lora import add_lora, merged
+from diffbir.model.networks.unet import UNet
+
+RANK = 2
+
+
+def unet() -> UNet:
+    torch.manual_seed(0)
+    return UNet(
+        num_res_blocks=1,
+        model_channels=16,
+        channel_mult=[1, 2],
+        attention_factors=[1, 2],
+        head_channels=8,
+        context_dim=8,
+        norm_groups=8,
+    )
+
+
+def inputs() -> tuple[torch.Tensor, ...]:
+    g = torch.Generator().manual_seed(1)
+    return torch.randn(2, 4, 8, 8, generator=g), torch.tensor([3, 700]), torch.randn(2, 5, 8, generator=g)
+
+
+def disturb(network: nn.Module) -> None:
+    """As a training would: every addition is something else than zero."""
+    g = torch.Generator().manual_seed(2)
+    for p in network.parameters():
+        if p.requires_grad:
+            p.data += 0.1 * torch.randn(p.shape, generator=g)
+
+
+def test_nothing_changes_at_the_start():
+    assert torch.equal(unet()(*inputs()), add_lora(unet(), RANK)(*inputs()))
+
+
+def test_merged_weights_compute_exactly_what_the_adapted_network_does():
+    plain, adapted = unet(), add_lora(unet(), RANK)
+    disturb(adapted)
+    merged_into = unet()
+    merged_into.load_state_dict(merged(adapted.state_dict()))  # the names of the network without additions
+    output = adapted(*inputs())
+    assert torch.equal(merged_into(*inputs()), output)
+    assert (output - plain(*inputs())).abs().max() > 1e-2
+
+
+def test_a_layer_adds_the_product_of_two_thin_matrices():
+    layer = add_lora(nn.Sequential(nn.Conv2d(3, 6, 3, padding=1)), RANK)[0]
+    addition = layer.parametrizations.weight[0]
+    disturb(layer)
+    x = torch.randn(1, 3, 5, 5)
+    low = torch.nn.functional.conv2d(x, addition.down.view(RANK, 3, 3, 3), padding=1)
+    added = torch.einsum("or,brhw->bohw", addition.up, low)
+    original = torch.nn.functional.conv2d(x, layer.parametrizations.weight.original, layer.bias, padding=1)
+    assert_close(layer(x), original + added)
+
+
+def test_only_the_additions_are_trained_and_their_number_follows_from_the_rank():
+    network = add_lora(unet(), RANK)
+    layers = [m for m in unet().modules() if isinstance(m, nn.Linear | nn.Conv2d)]
+    expected = sum(min(RANK, *m.weight.flatten(1).shape) * sum(m.weight.flatten(1).shape) for m in layers)
+    assert sum(p.numel() for p in network.parameters() if p.requires_grad) == expected
+    assert {n.rsplit(".", 1)[1] for n, p in network.named_parameters() if p.requires_grad} == {"up", "down"}

@@ -1,0 +1,158 @@
+"""One-step training: what it computes against its parts, what it trains, and that it resumes to the bit."""
+
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+from safetensors.torch import load_file
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from torch.testing import assert_close
+
+from diffbir.model.networks.condition import Condition
+from diffbir.model.training.one_step import OneStepTraining
+from diffbir.model.training.run import build_module, train
+from diffbir.utils.cli import UserError
+from diffbir.utils.config import load_config
+from tests.runs import PHOTOS, ROOT, TINY, assert_equal, state
+
+N = 2
+SETTINGS = [
+    *TINY,
+    f"photos={PHOTOS}",
+    "data.params.num_workers=0",
+    "networks.stage1.params.depths=[2]",
+    "networks.stage1.params.num_heads=[2]",
+    "networks.autoencoder.params.channels=8",
+    "networks.unet.params.model_channels=16",
+    "networks.unet.params.head_channels=16",
+    "networks.discriminator.params.features=4",
+    *(f"weights.{name}=null" for name in ("stage1", "autoencoder", "unet", "branch")),
+    "module.params.warm_up=1",
+    "module.params.ramp=2",
+    f"checkpoint_every={N}",
+]
+
+
+def config(run_dir: Path = Path("runs/never"), steps: int = 2 * N, *overrides: str):
+    length = [f"run_dir={run_dir}", f"trainer.params.max_steps={steps}", f"validate_every={steps}"]
+    return load_config(ROOT / "configs/train/mini/one_step.yaml", [*SETTINGS, *length, *overrides])
+
+
+def module(*overrides: str) -> OneStepTraining:
+    torch.manual_seed(0)
+    return build_module(config(Path("runs/never"), 2 * N, *overrides))
+
+
+def batch() -> dict:
+    torch.manual_seed(1)
+    return {"lq": torch.rand(2, 3, 32, 32), "hq": torch.rand(2, 3, 32, 32), "prompt": ["", ""]}
+
+
+@pytest.mark.parametrize("lora", [None, 2])
+def test_a_resumed_training_is_the_uninterrupted_one_to_the_bit(lora, tmp_path):
+    """Generator, discriminator, vectors of the spectral norms, both groups of moments, average, exported files."""
+    options = ["lr_schedule=null", f"module.params.lora_rank={lora or 'null'}"]
+    train(config(tmp_path / "whole", 2 * N, *options))
+    train(config(tmp_path / "parts", N, *options))
+    train(config(tmp_path / "parts", 2 * N, *options, "resume=auto"))
+    whole, parts = (state(tmp_path / name, 2 * N) for name in ("whole", "parts"))
+    for part in ("state_dict", "optimizer_states", "global_step"):
+        assert_equal(whole[part], parts[part], part)
+    assert_equal(whole["callbacks"]["EMA"], parts["callbacks"]["EMA"], "EMA")
+    (optimizer,) = whole["optimizer_states"]
+    assert [len(group["params"]) > 0 for group in optimizer["param_groups"]] == [True, True]
+    assert any(key.startswith("discriminator.") and key.endswith("._u") for key in whole["state_dict"])
+    for name in ("unet", "branch"):
+        files = (load_file(tmp_path / run / "weights" / f"{name}.safetensors") for run in ("whole", "parts"))
+        assert_equal(*files, name)
+    logged = EventAccumulator(str(tmp_path / "whole" / "logs")).Reload().Tags()["scalars"]
+    terms = ("reconstruction", "lpips", "adversarial", "discriminator", "accuracy")
+    assert {f"train/{name}" for name in terms} <= set(logged)
+
+
+def test_what_is_exported_has_the_network_s_own_names_and_no_discriminator(tmp_path):
+    train(config(tmp_path, 1, "module.params.lora_rank=2"))
+    assert sorted(p.stem for p in (tmp_path / "weights").iterdir()) == ["branch", "unet"]
+    exported = load_file(tmp_path / "weights/unet.safetensors")
+    assert exported.keys() == module().trained["unet"].state_dict().keys()
+    average = state(tmp_path, 1)["callbacks"]["EMA"]["average"]
+    assert average and all(key.startswith("trained.") for key in average)
+
+
+def test_one_pass_from_the_clean_latent_and_the_residual_in_its_parts():
+    m, b = module(), batch()
+    for p in m.trained.parameters():  # the branch begins at zero
+        p.data += 0.02 * torch.randn_like(p)
+    with torch.no_grad():
+        i_reg = m.frozen["stage1"](b["lq"]).clamp(0, 1)
+        latent = m.frozen["autoencoder"].encode(i_reg)
+        t = torch.full((2,), 200)
+        condition = Condition(latent, m.frozen["text_encoder"](b["prompt"]), i_reg)
+        v = m.trained["unet"](latent, t, condition.text, m.trained["branch"](latent, t, condition))
+        alpha_bar = float(m.diffusion.alpha_bar[200])
+        z_0 = alpha_bar**0.5 * latent - (1 - alpha_bar) ** 0.5 * v  # Salimans and Ho 2022, appendix D
+        decode = m.frozen["autoencoder"].decode
+        expected = i_reg + decode(z_0) - decode(latent)
+        assert_close(m.generate(b), expected)
+        assert (expected - i_reg).abs().mean() > 1e-4
+        assert_close(m.restore(b).image, expected.clamp(0, 1))  # and inference computes the same
+        plain = module("module.params.residual=false")
+        plain.load_state_dict(m.state_dict(), strict=False)
+        assert_close(plain.generate(b), decode(z_0))
+
+
+def test_the_generator_learns_against_the_discriminator_and_not_through_it():
+    """Its loss moves no weight of the discriminator, the discriminator's none of the generator."""
+    m, b = module(), batch()
+    m.log_dict = lambda *args, **kwargs: None
+    generator, discriminator = m.adversary(m.generate(b), b["hq"])
+    generator.backward(retain_graph=True)
+    assert all(p.grad is None for p in m.discriminator.parameters())
+    grads = [p.grad.clone() for p in m.trained.parameters() if p.grad is not None]
+    assert sum(float(g.abs().sum()) for g in grads) > 0
+    discriminator.backward()
+    assert all(p.grad is not None for p in m.discriminator.parameters())
+    for grad, p in zip(grads, (p for p in m.trained.parameters() if p.grad is not None), strict=True):
+        assert torch.equal(grad, p.grad)
+
+
+@pytest.mark.parametrize("reconstruction, function", [("l1", F.l1_loss), ("l2", F.mse_loss)])
+def test_the_loss_is_the_stated_sum(reconstruction, function):
+    weights = {"lpips_weight": 0.7, "adversarial_weight": 0.3, "warm_up": 10, "ramp": 20}
+    m = module(
+        f"module.params.reconstruction={reconstruction}", *(f"module.params.{k}={v}" for k, v in weights.items())
+    )
+    b, logged = batch(), {}
+    m.log_dict = lambda values, **kwargs: logged.update(values)
+    m.log = lambda name, value, **kwargs: logged.update({name: value})
+    for step, share in [(0, 0.0), (10, 0.0), (15, 0.25), (30, 1.0), (99, 1.0)]:
+        m._trainer = type("Trainer", (), {"global_step": step})()
+        loss = m.training_step(b, 0)
+        fake = m.generate(b)
+        expected = function(fake, b["hq"]) + 0.7 * m.lpips(fake, b["hq"]).mean()
+        expected = expected + 0.3 * share * logged["train/adversarial"]
+        assert_close(logged["train/loss"], expected)
+        assert_close(loss, expected + logged["train/discriminator"])
+
+
+def test_a_trained_decoder_leaves_the_encoder_alone():
+    m = module("module.params.train_decoder=true")
+    trained = {n for n, p in m.named_parameters() if p.requires_grad and n.startswith("trained.autoencoder.")}
+    assert trained and all(".decoder." in n or ".post_quant_conv." in n for n in trained)
+    m.generate(batch()).sum().backward()
+    assert all(p.grad is not None for n, p in m.named_parameters() if n in trained)
+
+
+def test_heads_on_features_judge_beside_the_picture(vgg16):
+    m = module("module.params.feature_heads=true")
+    assert len(m.logits(torch.rand(1, 3, 32, 32))) == 6
+    assert not any(p.requires_grad for p in m.vgg16.parameters())
+    assert not any("vgg16" in key for key in m.state_dict())
+
+
+def test_sharding_is_refused_in_a_sentence():
+    m = module()
+    m._device_mesh = object()  # what Lightning sets with such a strategy
+    with pytest.raises(UserError, match="ddp"):
+        m.configure_model()
