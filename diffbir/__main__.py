@@ -4,4 +4,4 @@ import sys
 
 from diffbir.command import main
 
-sys.exit(main())
+sys.exit(main(name="python -m diffbir"))

@@ -9,8 +9,8 @@ from diffbir.utils.choices import PRECISIONS
 from diffbir.utils.cli import entry_point
 
 
-def parser() -> argparse.ArgumentParser:
-    p = argparse.ArgumentParser(description=__doc__)
+def parser(name: str | None = None) -> argparse.ArgumentParser:
+    p = argparse.ArgumentParser(name, description=__doc__)
     p.add_argument("--input", required=True, help="folder (searched recursively), image, or text file listing images")
     p.add_argument("--output", required=True, help="folder for the results; they keep the inputs' relative paths")
     p.add_argument(
@@ -45,8 +45,9 @@ def parser() -> argparse.ArgumentParser:
 
 
 @entry_point
-def main(argv: list[str] | None = None) -> int:
-    args = parser().parse_args(argv)
+def main(argv: list[str] | None = None, name: str | None = None) -> int:
+    """The command line; help calls it `name`, by default the file that was started."""
+    args = parser(name).parse_args(argv)
     from diffbir.restore import restore  # torch takes long to load, and help or a wrong flag needs none
 
     return restore(args)

@@ -12,32 +12,50 @@ from diffbir.model.sampling import solvers
 from diffbir.utils import choices, color, precision
 
 ROOT = Path(__file__).parents[1]
-COMMANDS = {"script": ["inference.py"], "module": ["-m", "diffbir"]}
+COMMANDS = {"inference.py": ["inference.py"], "python -m diffbir": ["-m", "diffbir"]}
 FLAGS = {"--help": (0, "--guidance-scale"), "--stepps": (2, "unrecognized arguments"), "--solver=x": (2, "ddpm")}
+TRAININGS = ["train_stage1.py", "train_stage2.py", "scripts/train_autoencoder.py", "scripts/train_prior.py"]
+HEAVY = {"torch", "torchvision", "cv2", "PIL.Image", "pytorch_lightning"}
 
 
 def answer(*args: str) -> subprocess.CompletedProcess:
     return subprocess.run([sys.executable, *args], cwd=ROOT, capture_output=True, text=True)
 
 
+def loaded(run: subprocess.CompletedProcess) -> set[str]:
+    """The modules that a process with `-X importtime` says it imported."""
+    return {line.rpartition("|")[2].strip() for line in run.stderr.splitlines() if line.startswith("import time:")}
+
+
 @pytest.mark.parametrize("flag", FLAGS)
 @pytest.mark.parametrize("command", COMMANDS)
-def test_the_command_line_answers_without_torch(command, flag):
+def test_the_command_line_answers_by_its_name_without_torch(command, flag):
     run = answer("-X", "importtime", *COMMANDS[command], flag, "--input", "x", "--output", "y")
     code, words = FLAGS[flag]
     assert run.returncode == code
     assert words in run.stdout + run.stderr
-    loaded = {line.rpartition("|")[2].strip() for line in run.stderr.splitlines() if line.startswith("import time:")}
-    assert "diffbir.model.options" in loaded
-    assert not loaded & {"torch", "torchvision", "cv2", "PIL.Image", "pytorch_lightning"}
+    assert f"usage: {command} [" in run.stdout + run.stderr
+    assert "diffbir.model.options" in loaded(run)
+    assert not loaded(run) & HEAVY
 
 
-def test_help_comes_within_a_second():
+@pytest.mark.parametrize("script", TRAININGS)
+@pytest.mark.parametrize("flag, code, words", [("--help", 0, "resume=auto"), ("--dry-rn", 2, "unrecognized arguments")])
+def test_the_trainings_answer_without_torch(script, flag, code, words):
+    run = answer("-X", "importtime", script, flag)
+    assert run.returncode == code
+    assert words in run.stdout + run.stderr
+    assert "diffbir.model.training.command" in loaded(run)
+    assert not loaded(run) & HEAVY
+
+
+@pytest.mark.parametrize("script", ["inference.py", "train_stage1.py"])
+def test_help_comes_within_a_second(script):
     """Median of five."""
     seconds = []
     for _ in range(5):
         start = time.perf_counter()
-        answer("inference.py", "--help")
+        answer(script, "--help")
         seconds.append(time.perf_counter() - start)
     assert median(seconds) < 1
 

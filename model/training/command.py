@@ -4,10 +4,7 @@ import argparse
 import logging
 import warnings
 
-from pytorch_lightning.utilities import rank_zero_only
-
 from diffbir.utils.cli import entry_point
-from diffbir.utils.config import load_config
 
 log = logging.getLogger(__name__)
 
@@ -28,6 +25,12 @@ def main(description: str, default_config: str, argv: list[str] | None = None) -
     )
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="changes to the YAML, merged last")
     args = parser.parse_args(argv)
+    from pytorch_lightning.utilities import rank_zero_only  # these load torch, and help or a wrong flag needs none
+
+    from diffbir.model.training.dry_run import dry_run
+    from diffbir.model.training.run import train
+    from diffbir.utils.config import load_config
+
     logging.basicConfig(level=logging.WARNING if rank_zero_only.rank else logging.INFO, format="%(message)s")
     logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
     for expected in (
@@ -36,9 +39,6 @@ def main(description: str, default_config: str, argv: list[str] | None = None) -
         "It is recommended to use `self.log.*sync_dist",  # every rank validates the whole set
     ):
         warnings.filterwarnings("ignore", expected)
-    from diffbir.model.training.dry_run import dry_run
-    from diffbir.model.training.run import train
-
     if args.dry_run:
         dry_run(args.config, args.overrides)
     else:
