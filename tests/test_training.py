@@ -2,10 +2,7 @@
 
 import functools
 import shutil
-import signal
-import subprocess
-import sys
-import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -19,6 +16,7 @@ from diffbir.model.training.checkpointing import find_checkpoint
 from diffbir.model.training.command import main
 from diffbir.model.training.run import train
 from diffbir.utils.config import load_config
+from tests.runs import STAGES
 
 ROOT = Path(__file__).parents[1]
 SMALL = [
@@ -49,22 +47,35 @@ def run(name: str, run_dir: Path, steps: int, *overrides: str) -> None:
     train(load_config(ROOT / f"configs/train/mini/{name}.yaml", settings(name, run_dir, steps, *overrides)))
 
 
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory) -> Callable[[str], Path]:
+    """The folder of a run of two steps, made once for every trainer."""
+
+    @functools.cache
+    def folder(name: str) -> Path:
+        run_dir = tmp_path_factory.mktemp(name)
+        run(name, run_dir, 2, "lr_schedule=null")
+        return run_dir
+
+    return folder
+
+
 @pytest.mark.parametrize("name", TRAININGS)
-def test_two_steps_of_every_trainer(name, tmp_path):
-    run(name, tmp_path, 2)
+def test_two_steps_of_every_trainer(name, trained):
+    run_dir = trained(name)
     for network in TRAININGS[name][0]:
-        weights = load_file(tmp_path / "weights" / f"{network}.safetensors")
+        weights = load_file(run_dir / "weights" / f"{network}.safetensors")
         assert all(w.isfinite().all() for w in weights.values())
-    (checkpoint,) = (tmp_path / "checkpoints").glob("*.ckpt")
+    (checkpoint,) = (run_dir / "checkpoints").glob("*.ckpt")
     saved = torch.load(checkpoint, weights_only=True)
     trained = {k.split(".")[1] for k in saved["state_dict"] if k.startswith("trained.")}
     assert trained == set(TRAININGS[name][0])
     assert all(k.startswith(("trained.", "discriminator.")) for k in saved["state_dict"])  # nothing that is frozen
-    assert list((tmp_path / "images").glob("*.png"))
-    assert list((tmp_path / "logs").glob("events*"))
-    facts = OmegaConf.load(tmp_path / "run.yaml")
+    assert list((run_dir / "images").glob("*.png"))
+    assert list((run_dir / "logs").glob("events*"))
+    facts = OmegaConf.load(run_dir / "run.yaml")
     assert facts.effective_batch == 2
-    assert OmegaConf.load(tmp_path / "config.yaml").trainer.params.max_steps == 2
+    assert OmegaConf.load(run_dir / "config.yaml").trainer.params.max_steps == 2
 
 
 def test_images_are_degraded_on_the_device_if_that_is_asked_for(tmp_path, monkeypatch):
@@ -76,59 +87,29 @@ def test_images_are_degraded_on_the_device_if_that_is_asked_for(tmp_path, monkey
     assert degraded == [2, 2, 2]  # two training batches, one for validation
 
 
-@pytest.mark.parametrize("name", TRAININGS)
-def test_a_resumed_run_ends_where_an_uninterrupted_one_does(name, tmp_path):
-    """Four steps at once against two, a stop, and two more: the same weights to the last bit."""
-    run(name, tmp_path / "whole", 4, "trainer.params.callbacks.0.params.every_n_train_steps=1000")
-    run(name, tmp_path / "parts", 4, "trainer.params.callbacks.0.params.save_top_k=-1")
-    shutil.rmtree(tmp_path / "parts" / "weights")
-    first = tmp_path / "parts" / "checkpoints" / "0000002.ckpt"
-    run(name, tmp_path / "resumed", 4, f"resume={first}")
+@pytest.mark.parametrize("name", ["autoencoder", "prior", "one_step"])  # test_resume.py kills the others
+def test_a_finished_run_made_longer_ends_where_a_long_one_does(name, trained, tmp_path):
+    """Two steps and two more against four without a stop: the same weights to the last bit."""
+    shutil.copytree(trained(name), tmp_path / "longer")
+    run(name, tmp_path / "longer", 4, "lr_schedule=null", "resume=auto")
+    run(name, tmp_path / "whole", 4, "lr_schedule=null", "trainer.params.callbacks.0.params.every_n_train_steps=1000")
     for network in TRAININGS[name][0]:
-        whole = load_file(tmp_path / "whole" / "weights" / f"{network}.safetensors")
-        resumed = load_file(tmp_path / "resumed" / "weights" / f"{network}.safetensors")
-        assert all(torch.equal(whole[k], resumed[k]) for k in whole)
+        whole, longer = (load_file(tmp_path / d / "weights" / f"{network}.safetensors") for d in ("whole", "longer"))
+        assert all(torch.equal(whole[k], longer[k]) for k in whole)
 
 
 def test_a_truncated_newest_checkpoint_is_passed_over(tmp_path, caplog):
     """What a full disk or a killed job leaves; two checkpoints are kept so that there is one to fall back to."""
-    run("stage1", tmp_path, 6, "lr_schedule=null")
+    options = ["lr_schedule=null", *STAGES["stage1"]]
+    run("stage1", tmp_path, 6, *options)
     kept = sorted(p.name for p in (tmp_path / "checkpoints").glob("*.ckpt"))
     assert kept == ["0000004.ckpt", "0000006.ckpt"]
     newest = tmp_path / "checkpoints" / "0000006.ckpt"
     newest.write_bytes(newest.read_bytes()[:-1000])
     assert find_checkpoint(tmp_path, "auto").name == "0000004.ckpt"
     assert "0000006.ckpt is damaged and passed over" in caplog.text
-    run("stage1", tmp_path, 8, "lr_schedule=null", "resume=auto")
+    run("stage1", tmp_path, 8, *options, "resume=auto")
     assert (tmp_path / "checkpoints" / "0000008.ckpt").exists()
-
-
-def test_noised_conditions_train_too(tmp_path):
-    run("stage2", tmp_path, 2, "module.params.noise_aug=200")
-    assert (tmp_path / "weights" / "branch.safetensors").exists()
-
-
-def test_ctrl_c_leaves_a_checkpoint_that_resumes(tmp_path):
-    """A real SIGINT to a real process, then the same command with resume=auto."""
-    command = [sys.executable, "train_stage1.py", *settings("stage1", tmp_path, 10000)]
-    command.append("trainer.params.callbacks.0.params.every_n_train_steps=5")
-    # Python ignores SIGINT where its parent did (a background job of a shell, say).
-    restore = functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
-    process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True, preexec_fn=restore)
-    try:
-        deadline = time.monotonic() + 120
-        while not list((tmp_path / "checkpoints").glob("*.ckpt")) and time.monotonic() < deadline:
-            time.sleep(0.05)
-        process.send_signal(signal.SIGINT)
-        _, errors = process.communicate(timeout=120)
-    finally:
-        process.kill()
-    assert process.returncode == 130
-    assert "resume=auto" in errors
-    step = max(int(checkpoint.stem) for checkpoint in (tmp_path / "checkpoints").glob("*.ckpt"))
-    assert step >= 5
-    run("stage1", tmp_path, step + 2, "resume=auto")
-    assert (tmp_path / "checkpoints" / f"{step + 2:07d}.ckpt").exists()
 
 
 def test_training_changes_the_weights_and_lowers_the_loss(tmp_path):
@@ -136,7 +117,7 @@ def test_training_changes_the_weights_and_lowers_the_loss(tmp_path):
     from diffbir.model.training.stage1 import Stage1
     from diffbir.utils.config import instantiate
 
-    config = load_config(ROOT / "configs/train/mini/stage1.yaml", settings("stage1", tmp_path, 40))
+    config = load_config(ROOT / "configs/train/mini/stage1.yaml", settings("stage1", tmp_path, 40, *STAGES["stage1"]))
     torch.manual_seed(0)
     data = instantiate(config.data)
     batch = {k: torch.stack([data.train[i][k] for i in range(4)]) for k in ("lq", "hq")}

@@ -1,5 +1,8 @@
 """What guards a training, on a network of one layer, by Lightning's own loop."""
 
+import os
+import signal
+
 import pytest
 import pytorch_lightning as L
 import torch
@@ -9,11 +12,13 @@ from torch.utils.data import DataLoader
 
 from diffbir.model.training.base import Trainable
 from diffbir.model.training.checkpointing import WholeCheckpoints
-from diffbir.model.training.guards import FrozenWeights, NonFiniteGuard
+from diffbir.model.training.guards import FrozenWeights, NonFiniteGuard, Stop, StopOnSignal
 from diffbir.model.training.run import build_module
 from diffbir.utils.cli import UserError
 from diffbir.utils.config import ROOT, load_config
 from tests.runs import settings
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 
 
 class Toy(Trainable):
@@ -88,6 +93,35 @@ def test_a_frozen_weight_that_moves_is_named():
     with pytest.raises(RuntimeError, match=r"frozen\.other\.bias"):
         fit(Toy(careless=True), [1.0, 2.0], FrozenWeights())
     fit(Toy(), [1.0, 2.0], FrozenWeights())
+
+
+class Signalled(Toy):
+    """Gets a signal in its second batch."""
+
+    def __init__(self, number: int):
+        super().__init__()
+        self.number = number
+
+    def training_step(self, batch: dict, index: int) -> torch.Tensor:
+        if index == 1:
+            os.kill(os.getpid(), self.number)
+        return super().training_step(batch, index)
+
+
+@pytest.mark.parametrize("accumulated, finished", [(1, 2), (3, 3)])
+@pytest.mark.parametrize("number", SIGNALS, ids=lambda number: number.name)
+def test_a_signal_ends_the_training_after_the_step_under_way(number, accumulated, finished):
+    """The exit status names the signal."""
+    module, handlers = Signalled(number), {n: signal.getsignal(n) for n in SIGNALS}
+    try:
+        with pytest.raises(Stop) as stop:
+            fit(module, [1.0] * 9, StopOnSignal(), accumulate_grad_batches=accumulated)
+    finally:
+        for n, handler in handlers.items():
+            signal.signal(n, handler)
+    assert stop.value.code == 128 + number
+    assert len(module.weights) == finished
+    assert module.trainer.global_step == finished // accumulated
 
 
 def test_a_checkpoint_that_cannot_be_written_leaves_the_old_one(tmp_path):
