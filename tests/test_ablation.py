@@ -1,5 +1,7 @@
 """The ablations: every configuration builds, every small one trains, and the bare prior can be guided."""
 
+import functools
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -75,30 +77,36 @@ def test_full_size_presets_build(name):
     assert (restorer.defaults.guidance_scale > 0) == (name == "no_finetuning")
 
 
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory) -> Callable[[str], Path]:
+    """The folder of a small training of two steps, made once for every name."""
+    return functools.cache(lambda name: run(name, tmp_path_factory.mktemp(name)))
+
+
 @pytest.mark.parametrize("name", TRAINED)
-def test_small_trainings_fit_and_drive_inference(name, tmp_path):
+def test_small_trainings_fit_and_drive_inference(name, trained):
     """Two steps; the run's own configuration, with the weights it exported, restores."""
-    run(name, tmp_path)
-    restorer = Restorer.from_config(load_preset(str(tmp_path / "config.yaml")))
+    run_dir = trained(name)
+    restorer = Restorer.from_config(load_preset(str(run_dir / "config.yaml")))
     result = restorer.restore(photo(), restorer.options(solver="ddim", steps=2))
     assert result.image.isfinite().all()
     assert torch.equal(result.stage1, result.input) == (name == "no_restoration")
-    branch = load_file(tmp_path / "weights" / "branch.safetensors")
+    branch = load_file(run_dir / "weights" / "branch.safetensors")
     assert ("input_hint_block.0.weight" in branch) == (name == "image_controlnet")
-    assert (tmp_path / "weights" / "unet.safetensors").exists() == (name == "unfrozen_decoder")
+    assert (run_dir / "weights" / "unet.safetensors").exists() == (name == "unfrozen_decoder")
 
 
-def test_the_unfrozen_decoder_is_what_is_trained(tmp_path):
+def test_the_unfrozen_decoder_is_what_is_trained(trained):
     """Up path and output change, nothing else of the UNet does; the exported file is a whole UNet."""
-    run("unfrozen_decoder", tmp_path)
+    run_dir = trained("unfrozen_decoder")
     before = load_file(ROOT / "weights" / "mini" / "unet.safetensors")
-    after = load_file(tmp_path / "weights" / "unet.safetensors")
+    after = load_file(run_dir / "weights" / "unet.safetensors")
     assert before.keys() == after.keys()
     changed = {key for key in before if not torch.equal(before[key], after[key])}
     decoder = {key for key in before if key.startswith(("output_blocks.", "out."))}
     assert changed <= decoder
     assert {key for key in decoder if key.endswith("weight")} <= changed
-    (checkpoint,) = (tmp_path / "checkpoints").glob("*.ckpt")
+    (checkpoint,) = (run_dir / "checkpoints").glob("*.ckpt")
     saved = {key.removeprefix("trained.unet.") for key in torch.load(checkpoint, weights_only=True)["state_dict"]}
     assert {key for key in saved if not key.startswith("trained.branch.")} == decoder
 
