@@ -73,6 +73,7 @@ class DataModule(L.LightningDataModule):
             val.use(held)
             log.info("val_photos is not given: %d photos are held out of training, by a hash of their names", len(held))
         self.train, self.val = train, val
+        self.used: int | None = None  # draws before the start of this process; None: as many ranks as now drew them
         self.batch_size, self.val_batch_size, self.num_workers = batch_size, val_batch_size, num_workers
 
     def effective_batch(self, trainer: L.Trainer) -> int:
@@ -94,8 +95,20 @@ class DataModule(L.LightningDataModule):
             used = trainer.global_step * trainer.accumulate_grad_batches
             return DataLoader(self.train.share(rank, ranks, used, self.batch_size), **options)
         step = self.effective_batch(trainer)
-        sampler = DrawSampler(trainer.max_steps * step, trainer.global_step * step, rank, ranks)
+        self.began = trainer.global_step
+        if self.used is None:
+            self.used = self.began * step
+        sampler = DrawSampler(self.used + (trainer.max_steps - self.began) * step, self.used, rank, ranks)
         return DataLoader(self.train, sampler=sampler, **options)
+
+    def state_dict(self) -> dict[str, int]:
+        """How many draws were used: a run that goes on with other ranks or batches repeats none and leaves none out."""
+        if self.used is None:
+            return {}
+        return {"used": self.used + (self.trainer.global_step - self.began) * self.effective_batch(self.trainer)}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        self.used = state["used"]
 
     def val_dataloader(self) -> DataLoader | list:
         if self.val is None:

@@ -37,9 +37,7 @@ def fit(
         callbacks=[*callbacks],
         enable_checkpointing=False,
         num_sanity_val_steps=0,
-        log_every_n_steps=1,
-        **quiet,
-        **options,
+        **(quiet | {"log_every_n_steps": 1} | options),
     )
     trainer.fit(module, batches, DataLoader([{"x": torch.ones(1)}]) if validate_every else None)
     return trainer

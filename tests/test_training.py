@@ -14,7 +14,8 @@ from diffbir.dataset.degradations.batched import Batched
 from diffbir.dataset.degradations.recipes import Recipe
 from diffbir.model.training.checkpointing import find_checkpoint
 from diffbir.model.training.command import main
-from diffbir.model.training.run import train
+from diffbir.model.training.run import build_module, train
+from diffbir.model.weights.checkpoint import save_weights
 from diffbir.utils.config import load_config
 from tests.runs import STAGES
 
@@ -151,3 +152,15 @@ def test_bad_input_is_one_sentence_before_any_work(overrides, words, tmp_path, c
     assert status == 1
     assert words in line
     assert not (tmp_path / "run").exists()
+
+
+def test_the_branch_starts_from_the_unet_unless_a_file_is_given(tmp_path):
+    options = settings("stage2", tmp_path, 1, *STAGES["stage2"])
+    path = ROOT / "configs/train/mini/stage2.yaml"
+    fresh = build_module(load_config(path, options))
+    unet, branch = (dict(fresh.trained[name].named_parameters()) for name in ("unet", "branch"))
+    assert torch.equal(branch["time_embed.0.weight"], unet["time_embed.0.weight"])
+    own = {name: torch.full_like(p, 0.5) for name, p in fresh.trained["branch"].state_dict().items()}
+    save_weights(own, tmp_path / "branch.safetensors")
+    given = build_module(load_config(path, [*options, f"weights.branch={tmp_path}/branch.safetensors"]))
+    assert all((p == 0.5).all() for p in given.trained["branch"].parameters())

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import numpy as np
 import pytorch_lightning as L
 import torch
 from torch import Tensor, nn
@@ -10,6 +11,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from diffbir.model.training.sharding import shard
+from diffbir.utils.cli import UserError
 from diffbir.utils.metrics import LPIPS, psnr, ssim
 
 
@@ -38,6 +40,7 @@ class Trainable(L.LightningModule):
         self.lpips = LPIPS()
         self.optimizer, self.lr_schedule, self.seed = optimizer, lr_schedule, seed
         self.strict_loading = False  # checkpoints leave out what is frozen
+        self.since_log: dict[str, list[Tensor]] = {}  # name -> values of the micro-batches since the last log
 
     def configure_model(self) -> None:
         if self.device_mesh is not None:  # the strategy is `model.training.sharding.FSDP`
@@ -67,11 +70,39 @@ class Trainable(L.LightningModule):
         trained = {name for name, p in self.named_parameters() if p.requires_grad}
         return {k: v for k, v in super().state_dict(*args, **kwargs).items() if k in trained}
 
+    def on_train_start(self) -> None:
+        for entry in self.trainer.lr_scheduler_configs:
+            planned = getattr(entry.scheduler, "total_steps", None)
+            if planned is not None and planned < self.trainer.max_steps:
+                raise UserError(
+                    f"the checkpoint's learning-rate schedule ends at step {planned}, before trainer.params.max_steps "
+                    f"({self.trainer.max_steps}); start a new run from its weights (weights.NETWORK=FILE)"
+                )
+
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         # Noise follows from the step, not from what happened before: a resumed run draws what it would have drawn.
         accumulated = self.trainer.accumulate_grad_batches
         number = self.trainer.global_step * accumulated + batch_idx % accumulated
-        torch.manual_seed((self.seed * 1_000_003 + number) * 65_537 + self.global_rank)
+        sequence = np.random.SeedSequence((self.seed, number, self.global_rank))
+        torch.manual_seed(int(sequence.generate_state(1, np.uint64)[0]))
+
+    def log(self, name: str, value: Any, **kwargs: Any) -> None:
+        """Lightning's, but loggers get `train/...` as the mean over micro-batches and ranks since the last log."""
+        if name.startswith("train/"):
+            self.since_log.setdefault(name, []).append(torch.as_tensor(value, device=self.device).detach().float())
+            kwargs["logger"] = False
+        super().log(name, value, **kwargs)
+
+    def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
+        trainer = self.trainer
+        stepped = (batch_idx + 1) % trainer.accumulate_grad_batches == 0
+        if not stepped or trainer.global_step % trainer.log_every_n_steps or not self.since_log:
+            return
+        means = torch.stack([torch.stack(values).mean() for values in self.since_log.values()])
+        means = dict(zip(self.since_log, trainer.strategy.reduce(means, reduce_op="mean").tolist(), strict=True))
+        self.since_log.clear()
+        for logger in trainer.loggers:
+            logger.log_metrics(means, step=trainer.global_step - 1)  # Lightning's number of this step
 
     def log_scores(self, x: Tensor, y: Tensor) -> None:
         """Logs validation PSNR, SSIM and LPIPS of x, (B, 3, H, W) in [0, 1], against y."""

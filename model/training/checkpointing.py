@@ -18,25 +18,34 @@ log = logging.getLogger(__name__)
 
 
 def find_checkpoint(run_dir: Path, resume: str | None) -> Path | None:
-    """The file that `resume` means: None starts anew, 'auto' is the newest in the run folder (None if empty)."""
+    """The file that `resume` means: None starts anew, 'auto' is that of the last step in the run folder, None if empty.
+
+    Raises:
+        UserError: there is no such file, or none in the folder can be read: weeks of training must not begin anew.
+    """
     if resume is None:
         return None
     if resume == "auto":
-        found = sorted((run_dir / "checkpoints").glob("*.ckpt"), key=lambda p: p.stat().st_mtime, reverse=True)
-        return next((path for path in found if is_intact(path)), None)
+        found = list((run_dir / "checkpoints").glob("*.ckpt"))
+        steps = {path: step for path in found if (step := step_of(path)) is not None}
+        if found and not steps:
+            raise UserError(
+                f"none of the {len(found)} checkpoints in {run_dir / 'checkpoints'} can be read; restore one, or move "
+                "the folder away to start anew"
+            )
+        return max(steps, key=steps.get, default=None)  # not by time: copying and syncing change it
     if not Path(resume).is_file():
         raise UserError(f"no checkpoint {resume}; give a file, or resume=auto for the newest in {run_dir}")
     return Path(resume)
 
 
-def is_intact(checkpoint: Path) -> bool:
-    """Whether a checkpoint can be read to its end; says so if not (a full disk or a killed job may cut one short)."""
+def step_of(checkpoint: Path) -> int | None:
+    """The step of a checkpoint that can be read to its end; None, said, if not: a killed job may cut one short."""
     try:
-        torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True)
+        return torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True)["global_step"]
     except Exception as error:  # pickle, zip and torch raise what they like
         log.warning("%s is damaged and passed over: %s", checkpoint, str(error).splitlines()[0][:120])
-        return False
-    return True
+        return None
 
 
 class WholeCheckpoints(TorchCheckpointIO):

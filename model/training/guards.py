@@ -63,7 +63,7 @@ class NonFiniteGuard(L.Callback):
 
     Args:
         folder: where the batches of skipped steps are saved.
-        max_skips: how many steps of a run may be skipped; one more ends it.
+        max_skips: how many steps in a row may be skipped; one more ends the run.
     """
 
     def __init__(self, folder: str, max_skips: int = 3):
@@ -74,8 +74,8 @@ class NonFiniteGuard(L.Callback):
     def on_train_batch_start(self, trainer: L.Trainer, module: Trainable, batch: Any, batch_idx: int) -> None:
         if self.skipped > self.max_skips:
             raise UserError(
-                f"the loss or its gradient was not finite in {self.skipped} steps; their batches are in {self.folder}: "
-                "look at them, lower lr, or raise max_skips of NonFiniteGuard"
+                f"the loss or its gradient was not finite in {self.skipped} steps in a row; their batches are in "
+                f"{self.folder}: look at them, lower lr, or raise max_skips of NonFiniteGuard"
             )
         if batch_idx % trainer.accumulate_grad_batches == 0:
             self.batches, self.losses = [], []
@@ -94,6 +94,8 @@ class NonFiniteGuard(L.Callback):
             optimizer.zero_grad()  # parameters without a gradient are left alone, by weight decay too
             self.skipped += 1
             self.save(trainer)
+        else:
+            self.skipped = 0
 
     def save(self, trainer: L.Trainer) -> None:
         path = self.folder / f"{trainer.global_step:07d}_rank{trainer.global_rank}.pt"

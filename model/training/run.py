@@ -15,7 +15,7 @@ from pytorch_lightning.strategies import FSDPStrategy, ModelParallelStrategy
 from pytorch_lightning.utilities import rank_zero_only
 
 from diffbir.dataset.preflight import quick_check
-from diffbir.model.build import build_networks
+from diffbir.model.build import build_networks, weight_files
 from diffbir.model.training.base import Trainable
 from diffbir.model.training.checkpointing import find_checkpoint
 from diffbir.model.training.guards import Stop
@@ -116,7 +116,10 @@ def emulates_bf16(trainer: L.Trainer) -> bool:
 def build_module(config: DictConfig) -> Trainable:
     """The networks with their weights, and what trains them."""
     extras = {"diffusion": instantiate(config.diffusion, "diffusion")} if "diffusion" in config else {}
-    module = instantiate(config.module, "module")(**build_networks(config), **extras, seed=config.seed)
+    networks = build_networks(config)
+    if "branch" in networks and "branch" not in weight_files(config):
+        networks["branch"].init_from(networks["unet"])  # where training begins (DiffBIR, section 3.2)
+    module = instantiate(config.module, "module")(**networks, **extras, seed=config.seed)
     module.to(memory_format=torch.channels_last)
     if dtype := config.get("frozen_dtype"):
         if dtype not in PRECISIONS:

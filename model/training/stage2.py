@@ -17,7 +17,7 @@ from diffbir.utils.precision import keeping_precision
 class Stage2(Trainable):
     """The diffusion loss on latents of clean images, conditioned on E(I_reg) (DiffBIR, equation 4).
 
-    The branch starts as a copy of the UNet's encoder. Autoencoder, text encoder, stage 1 and UNet stay frozen. Batches
+    Autoencoder, text encoder, stage 1 and UNet stay frozen. Batches
     hold images, or latents that were computed before (`dataset.latents`).
 
     Args:
@@ -30,7 +30,6 @@ class Stage2(Trainable):
         train_unet: trains the UNet along with the branch, for priors too weak to be steered from outside; 'decoder'
             trains only its up path and output (ablation; ControlNet calls it unlocked).
         noise_aug: conditions are noised to a timestep drawn from 0 .. noise_aug - 1 (v2.1); 0 leaves them clean.
-        init_branch: starts the branch from the UNet; off where `weights.branch` gives one to go on from.
         solver, steps: how the logged samples are made.
     """
 
@@ -43,7 +42,6 @@ class Stage2(Trainable):
         diffusion: Diffusion,
         stage1: nn.Module | None = None,
         train_unet: bool | str = False,
-        init_branch: bool = True,
         noise_aug: int = 0,
         solver: str = "ddim",
         steps: int = 10,
@@ -51,8 +49,6 @@ class Stage2(Trainable):
     ):
         if train_unet not in (True, False, "decoder"):
             raise ValueError(f"train_unet must be true, false or decoder, not '{train_unet}'")
-        if init_branch:
-            branch.init_from(unet)
         trained, frozen = {"branch": branch}, {"autoencoder": autoencoder, "text_encoder": text_encoder}
         (trained if train_unet else frozen)["unet"] = unet
         frozen["stage1"] = nn.Identity() if stage1 is None else stage1

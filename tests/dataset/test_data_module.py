@@ -162,3 +162,24 @@ def test_a_stream_can_defer_too(shards):
     assert item.keys() == {"hq", "prompt", "seed"}
     assert next(iter(stream))["seed"] == item["seed"]
     assert len(fit_deferred(DataModule(stream, batch_size=2, num_workers=0), 2).lq) == 4
+
+
+class Numbered(Dataset):
+    """Draw n is its own number."""
+
+    def __getitem__(self, n: int) -> dict:
+        return {"prompt": str(n)}
+
+
+def test_a_run_that_goes_on_with_another_batch_size_uses_every_draw_once(tmp_path):
+    """As after a move from 8 to 4 ranks: what was used is counted in draws, not in steps."""
+    seen = []
+    for steps, batch in ((2, 3), (4, 2), (5, 4)):
+        recorder, options = Recorder(), {"enable_progress_bar": False, "logger": False, "enable_model_summary": False}
+        checkpoint = tmp_path / "last.ckpt"
+        trainer = L.Trainer(max_steps=steps, accelerator="cpu", enable_checkpointing=False, **options)
+        data = DataModule(Numbered(), batch_size=batch, num_workers=0)
+        trainer.fit(recorder, datamodule=data, ckpt_path=checkpoint if seen else None, weights_only=True)
+        trainer.save_checkpoint(checkpoint)
+        seen += [int(prompt) for prompts in recorder.seen for prompt in prompts]
+    assert seen == list(range(2 * 3 + 2 * 2 + 1 * 4))

@@ -84,6 +84,14 @@ def test_too_many_bad_steps_end_the_run(tmp_path):
     assert len(list(tmp_path.iterdir())) == 3
 
 
+def test_bad_steps_far_apart_do_not_end_the_run(tmp_path):
+    bad, good = float("nan"), 1.0
+    module = Toy()
+    fit(module, [bad, bad, good, bad, bad, good, bad], NonFiniteGuard(str(tmp_path), max_skips=2))
+    assert len(module.weights) == 7
+    assert len(list(tmp_path.iterdir())) == 5
+
+
 def test_the_norm_of_the_gradient_is_logged(tmp_path):
     trainer = fit(Toy(), [9.0], NonFiniteGuard(str(tmp_path)))
     assert trainer.callback_metrics["train/grad_norm"] == pytest.approx(9 / (2 * 6))  # d sqrt(9 w) / dw at w = 4
