@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
+from diffbir.model.sampling.diffusion import Diffusion
 from diffbir.model.training.sharding import shard
 from diffbir.utils.cli import UserError
 from diffbir.utils.metrics import LPIPS, psnr, ssim
@@ -112,3 +113,34 @@ class Trainable(L.LightningModule):
     def images(self, batch: dict[str, Any]) -> dict[str, Tensor]:
         """Pictures of one validation batch for the logs: title -> (B, 3, H, W) in [0, 1]."""
         raise NotImplementedError
+
+
+class DenoiserTraining(Trainable):
+    """Base of what trains a denoiser: a subclass has `diffusion` and `losses`."""
+
+    diffusion: Diffusion
+
+    def losses(self, batch: dict, t: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Per image, and their timesteps, drawn if not given: (B,), (B,)."""
+        raise NotImplementedError
+
+    def training_step(self, batch: dict, _: int) -> dict[str, Tensor]:
+        losses, t = self.losses(batch)
+        loss = losses.mean()
+        self.log("train/loss", loss, prog_bar=True)
+        return {"loss": loss, "losses": losses.detach(), "t": t}
+
+    def on_validation_epoch_start(self) -> None:
+        self.validated = 0
+
+    def fixed_loss(self, batch: dict) -> Tensor:
+        """The loss of a validation batch at timesteps and noise that are those of its place in the set.
+
+        Drawn anew every time, they would scatter the loss by more than a good training gains between two validations.
+        """
+        t = self.diffusion.spread_timesteps(self.validated, len(batch["prompt"])).to(self.device)
+        with torch.random.fork_rng():
+            torch.manual_seed(self.validated)
+            losses, _ = self.losses(batch, t)
+        self.validated += len(t)
+        return losses.mean()

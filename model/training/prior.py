@@ -8,10 +8,10 @@ from diffbir.model.networks.condition import Condition
 from diffbir.model.sampling.denoiser import ControlledUNet, bind, denoiser
 from diffbir.model.sampling.diffusion import Diffusion
 from diffbir.model.sampling.solvers import sample
-from diffbir.model.training.base import Trainable
+from diffbir.model.training.base import DenoiserTraining
 
 
-class PriorTraining(Trainable):
+class PriorTraining(DenoiserTraining):
     """The diffusion loss on latents of clean images, text empty.
 
     Args:
@@ -34,21 +34,15 @@ class PriorTraining(Trainable):
         super().__init__({"unet": unet}, {"autoencoder": autoencoder, "text_encoder": text_encoder}, **kwargs)
         self.diffusion, self.steps = diffusion, steps
 
-    def losses(self, batch: dict) -> tuple[Tensor, Tensor]:
-        """Per image, and the timesteps that were drawn: (B,), (B,)."""
+    def losses(self, batch: dict, t: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Per image, and their timesteps, drawn if not given: (B,), (B,)."""
         with torch.no_grad():
             z_0 = self.frozen["autoencoder"].encode(batch["hq"], sample=True).float()
             text = self.frozen["text_encoder"](batch["prompt"])
-        return self.diffusion.training_loss(lambda z_t, t: self.trained["unet"](z_t, t, text), z_0)
-
-    def training_step(self, batch: dict, _: int) -> dict[str, Tensor]:
-        losses, t = self.losses(batch)
-        loss = losses.mean()
-        self.log("train/loss", loss, prog_bar=True)
-        return {"loss": loss, "losses": losses.detach(), "t": t}
+        return self.diffusion.training_loss(lambda z_t, t: self.trained["unet"](z_t, t, text), z_0, t)
 
     def validation_step(self, batch: dict, _: int) -> None:
-        self.log("val/loss", self.losses(batch)[0].mean(), prog_bar=True, batch_size=len(batch["hq"]))
+        self.log("val/loss", self.fixed_loss(batch), prog_bar=True, batch_size=len(batch["hq"]))
 
     def images(self, batch: dict) -> dict[str, Tensor]:
         autoencoder = self.frozen["autoencoder"]

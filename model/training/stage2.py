@@ -10,11 +10,11 @@ from diffbir.model.networks.condition import Condition
 from diffbir.model.options import Options
 from diffbir.model.restorer import Restorer, Result
 from diffbir.model.sampling.diffusion import Diffusion
-from diffbir.model.training.base import Trainable
+from diffbir.model.training.base import DenoiserTraining
 from diffbir.utils.precision import keeping_precision
 
 
-class Stage2(Trainable):
+class Stage2(DenoiserTraining):
     """The diffusion loss on latents of clean images, conditioned on E(I_reg) (DiffBIR, equation 4).
 
     Autoencoder, text encoder, stage 1 and UNet stay frozen. Batches
@@ -83,25 +83,19 @@ class Stage2(Trainable):
             return q.sample() * autoencoder.scale_factor
         return autoencoder.encode(batch["hq"], sample=True).float()
 
-    def losses(self, batch: dict) -> tuple[Tensor, Tensor]:
-        """Per image, and the timesteps that were drawn: (B,), (B,)."""
+    def losses(self, batch: dict, t: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Per image, and their timesteps, drawn if not given: (B,), (B,)."""
         condition, z_0 = self.condition(batch), self.clean_latent(batch)
         if self.noise_aug:
-            t = torch.randint(self.noise_aug, (len(z_0),), device=z_0.device)
-            noised = self.diffusion.diffuse(condition.latent, t, torch.randn_like(z_0))
+            t_aug = torch.randint(self.noise_aug, (len(z_0),), device=z_0.device)
+            noised = self.diffusion.diffuse(condition.latent, t_aug, torch.randn_like(z_0))
             condition = replace(condition, latent=noised)
         network = self.restorer.network
-        return self.diffusion.training_loss(lambda z_t, t: network(z_t, t, condition), z_0)
-
-    def training_step(self, batch: dict, _: int) -> dict[str, Tensor]:
-        losses, t = self.losses(batch)
-        loss = losses.mean()
-        self.log("train/loss", loss, prog_bar=True)
-        return {"loss": loss, "losses": losses.detach(), "t": t}
+        return self.diffusion.training_loss(lambda z_t, t: network(z_t, t, condition), z_0, t)
 
     def validation_step(self, batch: dict, _: int) -> None:
         restored, size = self.restore(batch).image.to(self.device), len(batch["hq"])
-        self.log("val/loss", self.losses(batch)[0].mean(), prog_bar=True, batch_size=size)
+        self.log("val/loss", self.fixed_loss(batch), prog_bar=True, batch_size=size)
         self.log_scores(restored, batch["hq"])
 
     def restore(self, batch: dict) -> Result:

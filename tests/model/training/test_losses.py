@@ -139,3 +139,25 @@ def test_the_condition_is_noised_to_a_timestep_below_noise_aug(noise_aug):
     assert variances.min() >= 0.8 * (1 - alpha_bar).min()
     assert variances.max() <= 1.2 * (1 - alpha_bar).max()
     assert variances.std().item() == pytest.approx((1 - alpha_bar).std(), rel=0.15, abs=1e-4)
+
+
+def test_the_validation_loss_has_the_same_noise_every_time_and_timesteps_that_cover_the_chain():
+    training = stage2(Diffusion())
+    seen = []
+
+    def losses(batch: dict, t: Tensor) -> tuple[Tensor, Tensor]:
+        seen.append((t, torch.rand(())))
+        return torch.ones(len(t)), t
+
+    training.losses = losses
+    for _ in range(2):
+        torch.rand(3)  # a training in between
+        training.on_validation_epoch_start()
+        for _ in range(5):
+            training.fixed_loss({"prompt": [""] * 8})
+    first, second = seen[:5], seen[5:]
+    for (t, noise), (again, same) in zip(first, second, strict=True):
+        assert torch.equal(t, again) and torch.equal(noise, same)
+    assert len({float(noise) for _, noise in first}) == 5
+    timesteps = torch.cat([t for t, _ in first])
+    assert torch.histc(timesteps.float(), 10, 0, 1000).tolist() == pytest.approx([4] * 10, abs=1)
