@@ -3,6 +3,7 @@
 The command line, the pictures in the training logs and the benchmarks all call it.
 """
 
+import copy
 import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
 from contextlib import contextmanager
@@ -19,6 +20,7 @@ from diffbir.model.build import build_networks
 from diffbir.model.networks.autoencoder import AutoencoderKL
 from diffbir.model.networks.condition import Condition
 from diffbir.model.networks.layers import pad_to_multiple
+from diffbir.model.networks.lora import merge_lora
 from diffbir.model.options import Options
 from diffbir.model.presets import load_preset
 from diffbir.model.sampling.cache import CachedControlledUNet
@@ -46,6 +48,7 @@ from diffbir.model.sampling.guidance import (
 from diffbir.model.sampling.solvers import SOLVERS, sample, timesteps_for
 from diffbir.model.sampling.striped import StripedAutoencoder
 from diffbir.model.sampling.tiling import map_in_windows, plans
+from diffbir.model.weights.checkpoint import read_state_dict
 from diffbir.utils.cli import UserError
 from diffbir.utils.color import ALIGNMENTS
 from diffbir.utils.config import check_keys, hint, instantiate
@@ -220,11 +223,14 @@ class Restorer:
             return cls(**networks, defaults=defaults, device=device, offload=offload)
         one_step = None
         if node := config.get("one_step"):
-            check_keys(node, (), ("weights", "sampling"))
+            check_keys(node, (), ("weights", "lora", "sampling"))
             own = {"unet": networks.pop("unet"), "branch": networks.pop("branch", None)}
             if weights := node.get("weights"):  # beside those of the chains
                 networks |= own
                 own |= build(OmegaConf.merge(config, {"weights": None}, {"weights": weights}), list(weights))
+            if lora := node.get("lora"):
+                networks |= own
+                own = with_additions(copy.deepcopy(own), lora)
             one_step = OneStep(ControlledUNet(**own), sampling_of(node, "one_step."))
         diffusion = instantiate(config.diffusion, "diffusion")
         return cls(
@@ -489,6 +495,25 @@ class Restorer:
         solver = changes.get("solver", self.defaults.solver)
         trained = self.one_step.options if solver == "one_step" and self.one_step else {}
         return replace(self.defaults, **{**trained, **changes})
+
+
+def with_additions(networks: dict[str, nn.Module | None], path: str | Path) -> dict[str, nn.Module | None]:
+    """Networks with the additions of low rank in a file merged in place; its keys begin with a network's name.
+
+    Raises:
+        UserError: the file can't be read, or does not fit.
+    """
+    state = read_state_dict(path)
+    for name, network in networks.items():
+        own = {key.removeprefix(f"{name}."): state.pop(key) for key in list(state) if key.startswith(f"{name}.")}
+        if own and network is not None:
+            try:
+                merge_lora(network, own)
+            except ValueError as error:
+                raise UserError(f"{path}: {error}; give the additions that were trained for this network") from error
+    if state:
+        raise UserError(f"{path}: '{next(iter(state))}' belongs to none of {', '.join(networks)}")
+    return networks
 
 
 def sampling_of(config: DictConfig, prefix: str = "") -> dict[str, Any]:

@@ -183,7 +183,8 @@ class L2Pool(nn.Module):
 class DISTS(nn.Module):
     """Deep image structure and texture similarity (Ding et al. 2020, https://arxiv.org/abs/2004.07728, equation 8).
 
-    Frozen, differentiable with respect to both images.
+    Frozen, differentiable with respect to both images. Under autocast the features are computed in its precision (as a
+    loss they are most of the work), the statistics in float32 all the same.
 
     Args:
         weights: safetensors file with `alpha` and `beta`, (1475,): of the image's and the five stages' channels.
@@ -211,10 +212,11 @@ class DISTS(nn.Module):
             ValueError: The shapes differ, are not (B, 3, H, W), or a side is below 16.
         """
         _check_pair(x, y, self.min_side)
+        x, y = x.float(), y.float()
+        maps = list(zip([x, *self.features(x)], [y, *self.features(y)], strict=True))
         with torch.autocast(x.device.type, enabled=False):
-            x, y = x.float(), y.float()
-            maps = zip([x, *self.features(x)], [y, *self.features(y)], strict=True)
-            texture, structure = map(torch.cat, zip(*(self.similarities(*pair) for pair in maps), strict=True))
+            pairs = (self.similarities(a.float(), b.float()) for a, b in maps)
+            texture, structure = map(torch.cat, zip(*pairs, strict=True))
             total = self.alpha.sum() + self.beta.sum()
             return 1 - (self.alpha @ texture + self.beta @ structure) / total
 

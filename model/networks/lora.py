@@ -1,12 +1,14 @@
 """Low-rank adaptation (Hu et al. 2021, LoRA, https://arxiv.org/abs/2106.09685): W + B A, W frozen."""
 
 import math
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 ORIGINAL = ".parametrizations.weight.original"
+DOWN, UP = ".lora_A.weight", ".lora_B.weight"  # of a layer, in files: the names that PEFT gives A and B
 
 
 class LowRank(nn.Module):
@@ -51,3 +53,43 @@ def merged(state: dict[str, Tensor]) -> dict[str, Tensor]:
         down, up = (state[f"{layer}.parametrizations.weight.0.{name}"] for name in ("down", "up"))
         plain[f"{layer}.weight"] = weight + (up @ down).view_as(weight)
     return plain
+
+
+def factors(state: Mapping[str, Tensor], network: nn.Module) -> dict[str, Tensor]:
+    """The additions alone, as files hold them: `<layer>.lora_A.weight` (rank, in, ...) and `<layer>.lora_B.weight`.
+
+    Args:
+        state: of the adapted `network`.
+    """
+    found = {}
+    for name, layer in network.named_modules():
+        if parametrize.is_parametrized(layer, "weight"):
+            down, up = (state[f"{name}.parametrizations.weight.0.{part}"] for part in ("down", "up"))
+            kernel = layer.weight.shape[2:]
+            found[name + DOWN] = down.reshape(len(down), layer.weight.shape[1], *kernel)
+            found[name + UP] = up.reshape(*up.shape, *(1 for _ in kernel))
+    return found
+
+
+@torch.no_grad()
+def merge_lora(network: nn.Module, additions: Mapping[str, Tensor], scale: float = 1.0) -> nn.Module:
+    """Adds scale x B A to the weights of a network, in place; computed in float32, kept in the weights' own type.
+
+    Args:
+        additions: see `factors`.
+
+    Raises:
+        ValueError: a key that is of no layer of the network, lacks its partner, or has another shape.
+    """
+    layers = {name: m for name, m in network.named_modules() if isinstance(m, nn.Linear | nn.Conv2d)}
+    names = {key.removesuffix(DOWN).removesuffix(UP) for key in additions}
+    for name in sorted(names):
+        if name not in layers or name + DOWN not in additions or name + UP not in additions:
+            raise ValueError(f"'{name}' is no layer of {type(network).__name__}, or not both of its factors are there")
+        weight = layers[name].weight
+        down, up = additions[name + DOWN].float().flatten(1), additions[name + UP].float().flatten(1)
+        if (up.shape[0], down.shape[1]) != weight.flatten(1).shape or up.shape[1] != down.shape[0]:
+            shapes = f"{tuple(up.shape)} x {tuple(down.shape)}"
+            raise ValueError(f"the factors of '{name}', {shapes}, do not fit its weight, {tuple(weight.shape)}")
+        weight.copy_(weight.float() + scale * (up @ down).view_as(weight))
+    return network

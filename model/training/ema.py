@@ -7,7 +7,7 @@ import pytorch_lightning as L
 import torch
 from torch import Tensor
 
-from diffbir.model.networks.lora import merged
+from diffbir.model.networks.lora import factors, merged
 from diffbir.model.training.base import Trainable
 from diffbir.model.training.sharding import sharded_like, whole
 from diffbir.model.weights.checkpoint import save_weights
@@ -64,7 +64,11 @@ class EMA(L.Callback):
 
 
 class ExportWeights(L.Callback):
-    """Writes `<folder>/<network>.safetensors` for inference at every validation and the end; averaged if EMA is on."""
+    """Writes `<folder>/<network>.safetensors` for inference at every validation and the end; averaged if EMA is on.
+
+    Additions of low rank are merged into what is written so; `<folder>/lora.safetensors` holds them alone, those of
+    every network that has some under its name, for a preset's `one_step.lora`.
+    """
 
     def __init__(self, folder: str, half: bool = False):
         self.folder, self.dtype = Path(folder), torch.float16 if half else None
@@ -74,13 +78,17 @@ class ExportWeights(L.Callback):
         for callback in trainer.callbacks:
             if isinstance(callback, EMA):
                 state.update(callback.average)
+        additions = {}
         for name, network in module.trained.items():
             prefix = f"trained.{name}."
             own = {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
             if own:  # a partly trained network is written whole
-                own = merged(whole({**network.state_dict(), **own}))
+                own = whole({**network.state_dict(), **own})
+                additions |= {f"{name}.{key}": value for key, value in factors(own, network).items()}
                 if trainer.is_global_zero:
-                    save_weights(own, self.folder / f"{name}.safetensors", self.dtype)
+                    save_weights(merged(own), self.folder / f"{name}.safetensors", self.dtype)
+        if additions and trainer.is_global_zero:
+            save_weights(additions, self.folder / "lora.safetensors", self.dtype)
 
     def on_validation_end(self, trainer: L.Trainer, module: Trainable) -> None:
         if not trainer.sanity_checking:

@@ -17,10 +17,22 @@ from diffbir.model.sampling.denoiser import ControlledUNet
 from diffbir.model.sampling.diffusion import Diffusion
 from diffbir.model.training.base import Trainable
 from diffbir.utils.cli import UserError
-from diffbir.utils.metrics import DISTS, VGG16
+from diffbir.utils.metrics import DISTS, LPIPS, VGG16
 from diffbir.utils.precision import keeping_precision
 
 RECONSTRUCTION = {"l1": F.l1_loss, "l2": F.mse_loss}
+STRIDE = 4  # of AlexNet's first convolution
+
+
+def off_grid(*images: Tensor) -> tuple[Tensor, ...]:
+    """Images (B, C, H, W) without their first few rows and columns, as many at random as LPIPS has blind spots.
+
+    AlexNet looks at every fourth place. Where the decoder has the same period, it can leave dots where LPIPS never
+    looks; from a changing origin there is no such place.
+    """
+    spare = min(STRIDE, min(images[0].shape[-2:]) - LPIPS.min_side + 1)
+    top, left = torch.randint(spare, (2,)).tolist()
+    return tuple(image[..., top:, left:] for image in images)
 
 
 class OneStepTraining(Trainable):
@@ -36,8 +48,7 @@ class OneStepTraining(Trainable):
     other training.
 
     Args:
-        branch: trained.
-        unet: trained; with `lora_rank`, only its additions of low rank.
+        branch, unet: trained, whole or by additions of low rank.
         autoencoder: frozen, but for its decoder with `train_decoder`.
         text_encoder: frozen.
         diffusion: schedule and target that UNet and branch were trained with.
@@ -46,7 +57,7 @@ class OneStepTraining(Trainable):
         t: timestep of the pass, 0 .. T - 1.
         residual: see above.
         train_decoder: whether the decoder learns too.
-        lora_rank: rank of the UNet's additions; None trains it whole.
+        lora: network -> rank of its additions, e.g. {unet: 256}; a network that isn't named is trained whole.
         reconstruction: 'l1' or 'l2', with weight 1.
         lpips_weight, dists_weight: of the perceptual distances (also metrics: say so beside figures).
         adversarial: 'softplus' or 'hinge'.
@@ -69,7 +80,7 @@ class OneStepTraining(Trainable):
         t: int = 200,
         residual: bool = False,
         train_decoder: bool = False,
-        lora_rank: int | None = None,
+        lora: Mapping[str, int] | None = None,
         reconstruction: str = "l1",
         lpips_weight: float = 1.0,
         dists_weight: float = 0.0,
@@ -93,8 +104,10 @@ class OneStepTraining(Trainable):
         if train_decoder:
             autoencoder.encoder.requires_grad_(False)
             autoencoder.quant_conv.requires_grad_(False)
-        if lora_rank is not None:
-            add_lora(unet, lora_rank)
+        for name, rank in (lora or {}).items():
+            if name not in ("unet", "branch"):
+                raise ValueError(f"lora knows unet and branch, not '{name}'")
+            add_lora(trained[name], rank)
         self.discriminator = nn.ModuleDict({} if discriminator is None else {"picture": discriminator})
         self.vgg16 = None
         if feature_heads:
@@ -113,7 +126,7 @@ class OneStepTraining(Trainable):
             raise UserError(
                 "one-step training does not run under model.training.sharding.FSDP, which would have to shard the "
                 "discriminator too; use trainer.params.strategy=ddp, with networks.unet.params.checkpointing=true and "
-                "module.params.lora_rank to save memory"
+                "module.params.lora to save memory"
             )
 
     def parameter_groups(self) -> list[dict[str, Any]]:
@@ -172,7 +185,12 @@ class OneStepTraining(Trainable):
         return min(1.0, max(0.0, (self.trainer.global_step - self.warm_up) / max(self.ramp, 1)))
 
     def adversary(self, fake: Tensor, real: Tensor) -> tuple[Tensor, Tensor]:
-        """Losses of the generator and of the discriminator."""
+        """Losses of the generator and of the discriminator.
+
+        Both see what a file would hold: a photo has no value outside [0, 1], and a discriminator that saw one there
+        would reward pale pictures, which never leave the range.
+        """
+        fake = fake.clamp(0, 1)
         self.discriminator.requires_grad_(False)
         generator = torch.stack([self.generator_loss(f) for f in self.logits(fake)]).mean()
         self.discriminator.requires_grad_(True)
@@ -186,7 +204,7 @@ class OneStepTraining(Trainable):
 
     def training_step(self, batch: dict, _: int) -> Tensor:
         fake, real = self.generate(batch), batch["hq"]
-        reconstruction, lpips = self.reconstruction(fake, real), self.lpips(fake, real).mean()
+        reconstruction, lpips = self.reconstruction(fake, real), self.lpips(*off_grid(fake, real)).mean()
         self.log_dict({"train/reconstruction": reconstruction, "train/lpips": lpips})
         loss = reconstruction + self.lpips_weight * lpips
         if self.dists is not None:

@@ -7,6 +7,7 @@ from torch.testing import assert_close
 
 from diffbir.model.networks.autoencoder import AutoencoderKL
 from diffbir.model.networks.control import LatentBranch
+from diffbir.model.networks.lora import add_lora, factors, merge_lora
 from diffbir.model.networks.text import NullTextEncoder
 from diffbir.model.networks.unet import UNet
 from diffbir.model.restorer import OneStep, Restorer
@@ -127,6 +128,32 @@ def test_a_preset_names_weights_for_one_step_beside_those_of_the_chain(tmp_path)
     )
     alone = Restorer.from_config(config())
     assert alone.network is None and alone.one_step is not None
+
+
+def test_one_step_may_be_additions_to_the_weights_of_the_chain(tmp_path):
+    adapted = add_lora(UNet(**UNET), 2)
+    for p in adapted.parameters():
+        p.data += 0.1 if p.requires_grad else 0
+    additions = {f"unet.{key}": value for key, value in factors(adapted.state_dict(), adapted).items()}
+    file = tmp_path / "lora.safetensors"
+    save_weights(additions, file)
+    for name, network in pair(5).items():
+        save_weights(network.state_dict(), tmp_path / f"{name}.safetensors")
+    preset = config(lora=str(file))
+    preset.weights = {name: str(tmp_path / f"{name}.safetensors") for name in ("unet", "branch")}
+    both = Restorer.from_config(preset)
+    for key, value in both.network.unet.state_dict().items():
+        assert torch.equal(value, pair(5)["unet"].state_dict()[key])  # the chain keeps its own
+    expected = merge_lora(pair(5)["unet"], factors(adapted.state_dict(), adapted)).state_dict()
+    for key, value in both.one_step.network.unet.state_dict().items():
+        assert torch.equal(value, expected[key])
+    assert_close(both.one_step.network.branch.state_dict(), both.network.branch.state_dict())
+    save_weights({f"decoder.{key}": value for key, value in additions.items()}, file)
+    with pytest.raises(UserError, match=r"lora\.safetensors: 'decoder\..* belongs to none of unet, branch"):
+        Restorer.from_config(preset)
+    save_weights({"unet.nowhere.lora_A.weight": torch.ones(1)}, file)
+    with pytest.raises(UserError, match=r"lora\.safetensors: 'nowhere' is no layer of UNet"):
+        Restorer.from_config(preset)
 
 
 def test_a_wrong_key_is_named():

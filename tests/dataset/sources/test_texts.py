@@ -36,5 +36,4 @@ def test_loader_processes_share_the_paths_over_a_whole_pass(tmp_path):
     shared, copied = (own_over_a_pass(held, source, workers=2, batch=500) for held in (buffer, paths))
     for own, own_of_list in zip(shared, copied, strict=True):
         assert own[-1] - own[len(own) // 4] < 1, "flat after what Python itself writes to"
-        assert own[-1] - own[0] < (own_of_list[-1] - own_of_list[0]) / 2
-        assert own_of_list[-1] - own_of_list[0] > 15, "the test sees what it is about"
+        assert (own_of_list[-1] - own_of_list[0]) - (own[-1] - own[0]) > 8, "what a list of them costs is spared"

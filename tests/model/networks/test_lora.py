@@ -1,10 +1,11 @@
 """Additions of low rank: zero at the start, small to train, exact to merge."""
 
+import pytest
 import torch
 from torch import nn
 from torch.testing import assert_close
 
-from diffbir.model.networks.lora import add_lora, merged
+from diffbir.model.networks.lora import add_lora, factors, merge_lora, merged
 from diffbir.model.networks.unet import UNet
 
 RANK = 2
@@ -67,3 +68,30 @@ def test_only_the_additions_are_trained_and_their_number_follows_from_the_rank()
     expected = sum(min(RANK, *m.weight.flatten(1).shape) * sum(m.weight.flatten(1).shape) for m in layers)
     assert sum(p.numel() for p in network.parameters() if p.requires_grad) == expected
     assert {n.rsplit(".", 1)[1] for n, p in network.named_parameters() if p.requires_grad} == {"up", "down"}
+
+
+def test_what_a_file_holds_makes_the_same_network_of_the_plain_one():
+    """The names and shapes are those of PEFT: A of a convolution has its kernel, B is 1 x 1."""
+    adapted = add_lora(unet(), RANK)
+    disturb(adapted)
+    additions = factors(adapted.state_dict(), adapted)
+    assert additions["input_blocks.0.0.lora_A.weight"].shape == (RANK, 4, 3, 3)
+    assert additions["input_blocks.0.0.lora_B.weight"].shape == (16, RANK, 1, 1)
+    assert additions["time_embed.0.lora_A.weight"].shape == (RANK, 16)
+    expected, plain = merged(adapted.state_dict()), unet().state_dict()
+    whole, half = merge_lora(unet(), additions).state_dict(), merge_lora(unet(), additions, 0.5).state_dict()
+    for key, value in expected.items():
+        assert torch.equal(whole[key], value)
+        assert_close(half[key], (plain[key] + value) / 2)
+
+
+def test_additions_that_do_not_fit_are_named():
+    adapted = add_lora(unet(), RANK)
+    additions = factors(adapted.state_dict(), adapted)
+    with pytest.raises(ValueError, match="'nowhere' is no layer of UNet"):
+        merge_lora(unet(), {"nowhere.lora_A.weight": torch.ones(1, 2), "nowhere.lora_B.weight": torch.ones(2, 1)})
+    key = "time_embed.0.lora_B.weight"
+    with pytest.raises(ValueError, match=r"'time_embed\.0', .* do not fit its weight, \(64, 16\)"):
+        merge_lora(unet(), {**additions, key: additions[key][1:]})
+    with pytest.raises(ValueError, match=r"'time_embed\.0' .* not both"):
+        merge_lora(unet(), {k: v for k, v in additions.items() if k != key})

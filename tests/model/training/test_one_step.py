@@ -10,8 +10,10 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from torch.testing import assert_close
 
 from diffbir.model.networks.condition import Condition
-from diffbir.model.training.one_step import OneStepTraining
+from diffbir.model.networks.lora import merge_lora
+from diffbir.model.training.one_step import OneStepTraining, off_grid
 from diffbir.model.training.run import build_module, train
+from diffbir.model.weights.checkpoint import save_weights
 from diffbir.utils.cli import UserError
 from diffbir.utils.config import load_config
 from tests.runs import PHOTOS, ROOT, TINY, assert_equal, state
@@ -52,7 +54,7 @@ def batch() -> dict:
 @pytest.mark.parametrize("lora", [None, 2])
 def test_a_resumed_training_is_the_uninterrupted_one_to_the_bit(lora, tmp_path):
     """Generator, discriminator, vectors of the spectral norms, both groups of moments, average, exported files."""
-    options = ["lr_schedule=null", f"module.params.lora_rank={lora or 'null'}"]
+    options = ["lr_schedule=null", *([f"module.params.lora={{unet: {lora}, branch: {lora}}}"] if lora else [])]
     train(config(tmp_path / "whole", 2 * N, *options))
     train(config(tmp_path / "parts", N, *options))
     train(config(tmp_path / "parts", 2 * N, *options, "resume=auto"))
@@ -72,12 +74,40 @@ def test_a_resumed_training_is_the_uninterrupted_one_to_the_bit(lora, tmp_path):
 
 
 def test_what_is_exported_has_the_network_s_own_names_and_no_discriminator(tmp_path):
-    train(config(tmp_path, 1, "module.params.lora_rank=2"))
-    assert sorted(p.stem for p in (tmp_path / "weights").iterdir()) == ["branch", "unet"]
+    train(config(tmp_path, 2, "module.params.lora={unet: 2}"))
+    assert sorted(p.stem for p in (tmp_path / "weights").iterdir()) == ["branch", "lora", "unet"]
     exported = load_file(tmp_path / "weights/unet.safetensors")
     assert exported.keys() == module().trained["unet"].state_dict().keys()
-    average = state(tmp_path, 1)["callbacks"]["EMA"]["average"]
+    average = state(tmp_path, 2)["callbacks"]["EMA"]["average"]
     assert average and all(key.startswith("trained.") for key in average)
+
+
+def test_the_exported_additions_make_the_exported_network_of_the_one_they_were_trained_on(tmp_path):
+    start = {name: network.state_dict() for name, network in module().trained.items()}
+    files = {}
+    for name, weights in start.items():
+        files[name] = tmp_path / f"{name}.safetensors"
+        save_weights(weights, files[name])
+    given = [f"weights.{name}={file}" for name, file in files.items()]
+    high = ["lr_schedule=null", "lr=0.01"]  # so that half precision sees a change
+    train(config(tmp_path / "run", 2, "module.params.lora={unet: 2, branch: 3}", *given, *high))
+    additions = load_file(tmp_path / "run/weights/lora.safetensors")
+    assert {key.partition(".")[0] for key in additions} == {"unet", "branch"}
+    for name, network in module().trained.items():
+        network.load_state_dict(start[name])
+        own = {k.removeprefix(f"{name}."): v for k, v in additions.items() if k.startswith(f"{name}.")}
+        merge_lora(network, own)
+        exported = load_file(tmp_path / "run/weights" / f"{name}.safetensors")
+        moved = 0.0
+        for key, value in network.state_dict().items():
+            assert_close(value, exported[key].float(), rtol=1e-3, atol=1e-5)
+            moved += float((value - start[name][key]).abs().sum())
+        assert moved > 0.01
+
+
+def test_a_network_that_cannot_be_adapted_is_refused():
+    with pytest.raises(ValueError, match="lora knows unet and branch, not 'decoder'"):
+        module("module.params.lora={decoder: 2}")
 
 
 def test_one_pass_from_the_clean_latent_and_the_residual_in_its_parts():
@@ -128,12 +158,36 @@ def test_the_loss_is_the_stated_sum(reconstruction, function):
     m.log = lambda name, value, **kwargs: logged.update({name: value})
     for step, share in [(0, 0.0), (10, 0.0), (15, 0.25), (30, 1.0), (99, 1.0)]:
         m._trainer = type("Trainer", (), {"global_step": step})()
+        torch.manual_seed(step)
         loss = m.training_step(b, 0)
         fake = m.generate(b)
-        expected = function(fake, b["hq"]) + 0.7 * m.lpips(fake, b["hq"]).mean()
+        torch.manual_seed(step)
+        expected = function(fake, b["hq"]) + 0.7 * m.lpips(*off_grid(fake, b["hq"])).mean()
         expected = expected + 0.3 * share * logged["train/adversarial"]
         assert_close(logged["train/loss"], expected)
         assert_close(loss, expected + logged["train/discriminator"])
+
+
+def test_lpips_looks_from_every_origin():
+    places = torch.arange(40 * 40).view(1, 1, 40, 40)
+    origins = set()
+    for seed in range(200):
+        torch.manual_seed(seed)
+        one, other = off_grid(places, places + 1)
+        assert torch.equal(one + 1, other)
+        assert torch.equal(one, places[..., -one.shape[-2] :, -one.shape[-1] :])
+        origins.add(int(one[0, 0, 0, 0]))
+    assert origins == {40 * top + left for top in range(4) for left in range(4)}
+    for side in (31, 32):  # as small as LPIPS takes
+        assert min(off_grid(torch.rand(1, 3, side, side))[0].shape[-2:]) >= 31
+
+
+def test_the_discriminator_sees_what_a_file_would_hold():
+    m, seen = module(), []
+    m.log_dict = lambda *args, **kwargs: None
+    m.logits = lambda x: seen.append(x) or [x.mean()]
+    m.adversary(3 * torch.randn(2, 3, 32, 32), torch.rand(2, 3, 32, 32))
+    assert len(seen) == 3 and all(x.min() >= 0 and x.max() <= 1 for x in seen)
 
 
 def test_a_trained_decoder_leaves_the_encoder_alone():
