@@ -106,10 +106,12 @@ class OneStep:
     Args:
         network: UNet and branch, trained by `model.training.one_step`.
         options: name -> value of the options that it was trained for.
+        autoencoder: whose decoder was trained along; None is that of the chains.
     """
 
     network: ControlledUNet
     options: Mapping[str, Any]
+    autoencoder: AutoencoderKL | None = None
 
 
 class Restorer:
@@ -230,8 +232,9 @@ class Restorer:
                 own |= build(OmegaConf.merge(config, {"weights": None}, {"weights": weights}), list(weights))
             if lora := node.get("lora"):
                 networks |= own
-                own = with_additions(copy.deepcopy(own), lora)
-            one_step = OneStep(ControlledUNet(**own), sampling_of(node, "one_step."))
+                own = with_additions({**own, "autoencoder": networks["autoencoder"]}, lora)
+            decoder = own.pop("autoencoder", None)
+            one_step = OneStep(ControlledUNet(**own), sampling_of(node, "one_step."), decoder)
         diffusion = instantiate(config.diffusion, "diffusion")
         return cls(
             **networks, diffusion=diffusion, one_step=one_step, defaults=defaults, device=device, offload=offload
@@ -362,9 +365,8 @@ class Restorer:
         height, width = i_reg.shape[-2:]
         i_reg = pad_to_multiple(i_reg, self.multiple)
 
-        autoencoder = StripedAutoencoder(self.autoencoder)
         with self.on_device(self.autoencoder):
-            latent = finite(self.autoencoder, autoencoder.encode, i_reg)
+            latent = finite(self.autoencoder, StripedAutoencoder(self.autoencoder).encode, i_reg)
         with self.on_device(self.text_encoder):
             text = self.text_encoder([options.prompt] * len(i_reg))
             guided = options.cfg_scale > 1 or options.cfg_rising
@@ -376,10 +378,14 @@ class Restorer:
             if not z_0.isfinite().all() and dtype_of(network) in HALF:
                 overflow(network)
                 z_0 = self.sample(condition, negative, options, seeds, on_step)
-        with self.on_device(self.autoencoder):
-            image = finite(self.autoencoder, autoencoder.decode, z_0)
+        autoencoder = self.autoencoder
+        if options.solver == "one_step" and self.one_step.autoencoder is not None:
+            autoencoder = self.one_step.autoencoder
+        decode = StripedAutoencoder(autoencoder).decode
+        with self.on_device(autoencoder):
+            image = finite(autoencoder, decode, z_0)
             if options.residual:  # so that what sampling left alone is stage 1's to the pixel
-                image += options.residual * (i_reg - finite(self.autoencoder, autoencoder.decode, latent))
+                image += options.residual * (i_reg - finite(autoencoder, decode, latent))
         image = ALIGNMENTS[options.color](image, i_reg).clamp(0, 1)
         return resize(image[..., :height, :width], size).clamp(0, 1)
 
@@ -498,17 +504,19 @@ class Restorer:
 
 
 def with_additions(networks: dict[str, nn.Module | None], path: str | Path) -> dict[str, nn.Module | None]:
-    """Networks with the additions of low rank in a file merged in place; its keys begin with a network's name.
+    """Networks with the additions of low rank in a file; its keys begin with a network's name.
+
+    Those that it has some for are copied, the others are the same.
 
     Raises:
         UserError: the file can't be read, or does not fit.
     """
-    state = read_state_dict(path)
+    state, networks = read_state_dict(path), dict(networks)
     for name, network in networks.items():
         own = {key.removeprefix(f"{name}."): state.pop(key) for key in list(state) if key.startswith(f"{name}.")}
         if own and network is not None:
             try:
-                merge_lora(network, own)
+                networks[name] = merge_lora(copy.deepcopy(network), own)
             except ValueError as error:
                 raise UserError(f"{path}: {error}; give the additions that were trained for this network") from error
     if state:

@@ -4,6 +4,7 @@ import re
 from pathlib import Path
 
 import pytest
+from pytorch_lightning.strategies import SingleDeviceStrategy
 
 from diffbir.model.training.command import main
 from diffbir.utils.config import load_config, read_config
@@ -57,3 +58,19 @@ def test_a_dry_run_goes_through_everything_and_leaves_nothing(path, tmp_path, ca
     memory = float(re.search(r"peak memory: ([\d.]+) GB", caplog.text)[1])
     assert 0.2 < memory < 20
     assert [p.name for p in tmp_path.rglob("*")] == ["checkpoints", "0000001.ckpt"]
+
+
+def test_what_ranks_may_still_read_is_removed_after_all_have_come_to_the_end(tmp_path, monkeypatch):
+    events = []
+    barrier = SingleDeviceStrategy.barrier
+
+    def waits(self, *args, **kwargs):
+        events.append("wait")
+        barrier(self, *args, **kwargs)
+
+    monkeypatch.setattr(SingleDeviceStrategy, "barrier", waits)
+    monkeypatch.setattr("diffbir.model.training.dry_run.estimate", lambda *args: events.append("estimate"))
+    monkeypatch.setattr("diffbir.model.training.dry_run.shutil.rmtree", lambda *args, **kwargs: events.append("remove"))
+    path = ROOT / "configs/train/mini/stage1.yaml"
+    assert main("", str(path), [*tiny(path, tmp_path), "--dry-run"]) == 0
+    assert events[events.index("estimate") :] == ["estimate", "wait", "remove"]

@@ -15,6 +15,7 @@ from torchmetrics.functional.image import structural_similarity_index_measure
 from torchvision.models import alexnet, vgg16
 
 from diffbir.utils.cli import UserError
+from diffbir.utils.precision import full_precision
 
 WEIGHTS = Path(__file__).parents[1] / "weights"
 LPIPS_WEIGHTS = WEIGHTS / "lpips" / "alex.safetensors"
@@ -59,7 +60,7 @@ def ssim(x: Tensor, y: Tensor) -> Tensor:
         ValueError: The shapes differ, are not (B, 3, H, W), or a side is below 11.
     """
     _check_pair(x, y, min_side=11)
-    with torch.autocast(x.device.type, enabled=False):
+    with full_precision(x):
         # The window's size follows from sigma: 2 * int(3.5 * sigma + 0.5) + 1 = 11.
         return structural_similarity_index_measure(x.float(), y.float(), sigma=1.5, data_range=1.0, reduction="none")
 
@@ -110,7 +111,7 @@ class LPIPS(nn.Module):
             ValueError: The shapes differ, are not (B, 3, H, W), or a side is below 31.
         """
         _check_pair(x, y, self.min_side)
-        with torch.autocast(x.device.type, enabled=False):
+        with full_precision(x):
             pairs = zip(self.lins, self._unit_features(x), self._unit_features(y), strict=True)
             return sum(lin((f_x - f_y).square()).mean(dim=(1, 2, 3)) for lin, f_x, f_y in pairs)
 
@@ -214,7 +215,7 @@ class DISTS(nn.Module):
         _check_pair(x, y, self.min_side)
         x, y = x.float(), y.float()
         maps = list(zip([x, *self.features(x)], [y, *self.features(y)], strict=True))
-        with torch.autocast(x.device.type, enabled=False):
+        with full_precision(x):
             pairs = (self.similarities(a.float(), b.float()) for a, b in maps)
             texture, structure = map(torch.cat, zip(*pairs, strict=True))
             total = self.alpha.sum() + self.beta.sum()

@@ -1,10 +1,10 @@
 """Number formats of networks by name."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from diffbir.utils import choices
 
@@ -14,6 +14,11 @@ HALF = (torch.float16, torch.bfloat16)
 
 def dtype_of(module: nn.Module) -> torch.dtype:
     return next((p.dtype for p in module.parameters()), torch.float32)
+
+
+def full_precision(x: Tensor) -> AbstractContextManager:
+    """Where nothing is cast down, on the device of x; there is nothing to cast where a tensor has no values."""
+    return nullcontext() if x.is_meta else torch.autocast(x.device.type, enabled=False)
 
 
 @contextmanager

@@ -37,6 +37,7 @@ class Diffusion:
             alpha_bar = rescale_to_zero_terminal_snr(alpha_bar)
         self.alpha_bar = alpha_bar  # (T,), float64; float32 only where it meets a latent
         self.prediction, self.beta_start, self.beta_end = prediction, beta_start, beta_end
+        self.tables: dict[torch.device, tuple[Tensor, Tensor]] = {}
 
     @property
     def timesteps(self) -> int:
@@ -44,12 +45,20 @@ class Diffusion:
 
     def scales(self, t: Tensor) -> tuple[Tensor, Tensor]:
         """sqrt(alpha_bar_t) and sqrt(1 - alpha_bar_t), (B, 1, 1, 1) float32, for t (B,), not necessarily whole."""
-        if t.is_floating_point():
-            alpha_bar = torch.tensor([alpha_bar_at(self.alpha_bar, float(v)) for v in t], dtype=torch.float64)
-        else:
-            alpha_bar = torch.from_numpy(self.alpha_bar)[t.cpu()]
+        if not t.is_floating_point():
+            a, s = self.table(t.device)
+            return a[t].view(-1, 1, 1, 1), s[t].view(-1, 1, 1, 1)
+        alpha_bar = torch.tensor([alpha_bar_at(self.alpha_bar, float(v)) for v in t], dtype=torch.float64)
         alpha_bar = alpha_bar.view(-1, 1, 1, 1)
         return alpha_bar.sqrt().float().to(t.device), (1 - alpha_bar).sqrt().float().to(t.device)
+
+    def table(self, device: torch.device) -> tuple[Tensor, Tensor]:
+        """Both scales of every timestep, (T,) float32 each, kept where they are used: no step waits for a copy."""
+        if device not in self.tables:
+            with torch.inference_mode(False):  # a training may use what a validation made
+                alpha_bar = torch.from_numpy(self.alpha_bar)
+                self.tables[device] = alpha_bar.sqrt().float().to(device), (1 - alpha_bar).sqrt().float().to(device)
+        return self.tables[device]
 
     def diffuse(self, z_0: Tensor, t: Tensor, eps: Tensor) -> Tensor:
         """A draw from q(z_t | z_0) (DDPM, equation 4)."""

@@ -46,7 +46,7 @@ class Trainable(L.LightningModule):
     def configure_model(self) -> None:
         if self.device_mesh is not None:  # the strategy is `model.training.sharding.FSDP`
             for network in self.trained.values():
-                shard(network, self.device_mesh["data_parallel"])
+                shard(network, self.device_mesh["data_parallel"], self.trainer.strategy.gather)
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         """Groups of parameters for the optimizer; the first is what is averaged and exported."""

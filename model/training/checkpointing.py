@@ -2,6 +2,7 @@
 
 import logging
 import os
+import time
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,27 @@ from diffbir.utils.cli import UserError
 from diffbir.utils.files import replacing
 
 log = logging.getLogger(__name__)
+
+
+def choose_checkpoint(trainer: L.Trainer, run_dir: Path, resume: str | None) -> Path | None:
+    """`find_checkpoint` as rank 0 sees the folder: on a shared disk, others may see a file earlier or later.
+
+    Processes that Lightning starts by itself are on one machine and see the same; they are not there yet.
+    """
+    environment = getattr(trainer.strategy, "cluster_environment", None)
+    if trainer.world_size == 1 or environment is None or not environment.creates_processes_externally:
+        return find_checkpoint(run_dir, resume)
+    trainer.strategy.setup_environment()
+    found: tuple[Path | None, UserError | None] = None, None
+    if trainer.is_global_zero:
+        try:
+            found = find_checkpoint(run_dir, resume), None
+        except UserError as error:
+            found = None, error
+    path, error = trainer.strategy.broadcast(found)
+    if error is not None:
+        raise error
+    return path
 
 
 def find_checkpoint(run_dir: Path, resume: str | None) -> Path | None:
@@ -66,13 +88,35 @@ class Checkpoint(L.callbacks.ModelCheckpoint):
 
     It also saves at the end, and where a training of one process stops for bad input. Other errors leave the last
     checkpoint: they may come from halfway through a step, and other ranks would wait forever for this one to save.
+
+    Args:
+        minutes: also saves whenever so much time has passed since the last checkpoint, for steps of unknown length
+            under a scheduler's limit; None saves by steps alone.
+        **kwargs: of `ModelCheckpoint`.
     """
+
+    def __init__(self, minutes: float | None = None, **kwargs: Any):
+        super().__init__(**kwargs)
+        self.seconds = 60 * minutes if minutes else None
+        self.saved_at = time.monotonic()
 
     def on_train_batch_end(self, *_: Any) -> None:
         pass
 
     def on_train_batch_start(self, trainer: L.Trainer, module: Trainable, batch: Any, batch_idx: int) -> None:
         super().on_train_batch_end(trainer, module, None, batch, batch_idx)
+        if batch_idx % trainer.accumulate_grad_batches == 0 and self.overdue(trainer):
+            self._save_topk_checkpoint(trainer, self._monitor_candidates(trainer))
+
+    def overdue(self, trainer: L.Trainer) -> bool:
+        """By the clock of rank 0, so that all save at the same step."""
+        if self.seconds is None or self._last_global_step_saved == trainer.global_step:
+            return False
+        return trainer.strategy.broadcast(time.monotonic() - self.saved_at >= self.seconds)
+
+    def _save_checkpoint(self, trainer: L.Trainer, filepath: str) -> None:
+        super()._save_checkpoint(trainer, filepath)
+        self.saved_at = time.monotonic()
 
     def on_train_end(self, trainer: L.Trainer, module: Trainable) -> None:
         if self._last_global_step_saved != trainer.global_step:

@@ -25,8 +25,10 @@ def dry_run(path: str, overrides: list[str]) -> None:
     overrides = [*overrides, *(f"trainer.params.{key}={value}" for key, value in short.items())]
     try:
         trainer = train(load_config(path, [*overrides, f"run_dir={folder}", "resume=null"]))
-        (checkpoint,) = (folder / "checkpoints").glob("*.ckpt")
-        log.info("%s", estimate(whole, trainer, checkpoint.stat().st_size))
+        if rank_zero_only.rank == 0:
+            (checkpoint,) = (folder / "checkpoints").glob("*.ckpt")
+            log.info("%s", estimate(whole, trainer, checkpoint.stat().st_size))
+        trainer.strategy.barrier()  # others may still be reading what is removed below
     finally:
         if rank_zero_only.rank == 0:
             shutil.rmtree(folder, ignore_errors=True)

@@ -1,5 +1,6 @@
 """The average of the trained weights, and the files for inference."""
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -9,8 +10,10 @@ from torch import Tensor
 
 from diffbir.model.networks.lora import factors, merged
 from diffbir.model.training.base import Trainable
-from diffbir.model.training.sharding import sharded_like, whole
+from diffbir.model.training.sharding import local, sharded_like, whole
 from diffbir.model.weights.checkpoint import save_weights
+from diffbir.utils.cli import UserError
+from diffbir.utils.files import replacing
 
 
 def trained(module: Trainable) -> dict[str, Tensor]:
@@ -28,12 +31,15 @@ class EMA(L.Callback):
     def __init__(self, decay: float = 0.999):
         self.decay, self.steps = decay, 0
         self.average: dict[str, Tensor] = {}
+        self.pairs: tuple[list[Tensor], list[Tensor]] = [], []  # the average and the weights that it follows
         self.raw: dict[str, Tensor] | None = None  # the trained weights while the average stands in for them
 
     def on_fit_start(self, trainer: L.Trainer, module: Trainable) -> None:
         loaded, self.average = self.average, {k: v.clone() for k, v in trained(module).items()}
         for k, v in loaded.items():
             self.average[k].copy_(sharded_like(v, self.average[k]))
+        parameters = dict(module.named_parameters())
+        self.pairs = [local(v) for v in self.average.values()], [local(parameters[k].detach()) for k in self.average]
 
     @torch.no_grad()
     def on_train_batch_end(self, trainer: L.Trainer, module: Trainable, *_: Any) -> None:
@@ -41,8 +47,7 @@ class EMA(L.Callback):
             return  # gradients are still accumulating
         self.steps = trainer.global_step
         decay = min(self.decay, (1 + self.steps) / (10 + self.steps))
-        for k, v in trained(module).items():
-            self.average[k].lerp_(v, 1 - decay)
+        torch._foreach_lerp_(*self.pairs, 1 - decay)  # a few kernels, not one for each of a thousand tensors
 
     def on_validation_start(self, trainer: L.Trainer, module: Trainable) -> None:
         self.raw = {k: v.clone() for k, v in trained(module).items()}
@@ -68,10 +73,28 @@ class ExportWeights(L.Callback):
 
     Additions of low rank are merged into what is written so; `<folder>/lora.safetensors` holds them alone, those of
     every network that has some under its name, for a preset's `one_step.lora`.
+
+    Args:
+        folder: where the newest go.
+        half: in fp16.
+        keep_every: what is written at these steps also stays in `<folder>/<step>/`; a multiple of `validate_every`.
+        best: a validation score, such as 'val/lpips'; what has the best so far also stays in `<folder>/best/`.
+        best_mode: 'min' or 'max': which scores are better.
     """
 
-    def __init__(self, folder: str, half: bool = False):
+    def __init__(
+        self,
+        folder: str,
+        half: bool = False,
+        keep_every: int | None = None,
+        best: str | None = None,
+        best_mode: str = "min",
+    ):
+        if best_mode not in ("min", "max"):
+            raise ValueError(f"best_mode must be 'min' or 'max', not '{best_mode}'")
         self.folder, self.dtype = Path(folder), torch.float16 if half else None
+        self.keep_every, self.best, self.sign = keep_every, best, 1 if best_mode == "max" else -1
+        self.best_score: float | None = None
 
     def export(self, trainer: L.Trainer, module: Trainable) -> None:
         state = trained(module)
@@ -91,8 +114,36 @@ class ExportWeights(L.Callback):
             save_weights(additions, self.folder / "lora.safetensors", self.dtype)
 
     def on_validation_end(self, trainer: L.Trainer, module: Trainable) -> None:
-        if not trainer.sanity_checking:
-            self.export(trainer, module)
+        if trainer.sanity_checking:
+            return
+        self.export(trainer, module)
+        if self.keep_every and trainer.global_step % self.keep_every == 0:
+            self.keep(trainer, f"{trainer.global_step:07d}")
+        if self.best is None:
+            return
+        if self.best not in trainer.callback_metrics:
+            known = ", ".join(sorted(name for name in trainer.callback_metrics if name.startswith("val/")))
+            raise UserError(f"ExportWeights: best is '{self.best}', which no validation logs; there are {known}")
+        score = float(trainer.callback_metrics[self.best])
+        if self.best_score is None or self.sign * score > self.sign * self.best_score:
+            self.best_score = score
+            self.keep(trainer, "best")
+
+    def keep(self, trainer: L.Trainer, name: str) -> None:
+        """Copies what has just been written into a folder of its own."""
+        if not trainer.is_global_zero:
+            return
+        with replacing(self.folder / name) as part:
+            part.mkdir()
+            for file in self.folder.glob("*.safetensors"):
+                shutil.copy2(file, part)
+            shutil.rmtree(self.folder / name, ignore_errors=True)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"best_score": self.best_score}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.best_score = state["best_score"]
 
     def on_train_end(self, trainer: L.Trainer, module: Trainable) -> None:
         self.export(trainer, module)

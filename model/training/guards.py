@@ -8,6 +8,7 @@ from typing import Any
 
 import pytorch_lightning as L
 import torch
+from pytorch_lightning.plugins.precision.amp import _optimizer_handles_unscaling
 from torch import Tensor
 from torch.nn.utils import get_total_norm
 from torch.optim import Optimizer
@@ -85,13 +86,20 @@ class NonFiniteGuard(L.Callback):
         self.losses.append(loss.detach())
 
     def on_before_optimizer_step(self, trainer: L.Trainer, module: Trainable, optimizer: Optimizer) -> None:
-        norm = whole(get_total_norm(p.grad for p in module.parameters() if p.grad is not None))
-        module.log("train/grad_norm", norm)
+        grads = [p.grad for p in module.parameters() if p.grad is not None]
+        norm = whole(get_total_norm(grads))
+        scaler = getattr(trainer.precision_plugin, "scaler", None)
+        scaled = scaler is not None and _optimizer_handles_unscaling(optimizer)
+        module.log("train/grad_norm", norm / scaler.get_scale() if scaled else norm)
         finite = torch.stack(self.losses).isfinite().all()
-        if getattr(trainer.precision_plugin, "scaler", None) is None:  # fp16 overflows at times, and its scaler skips
+        if scaler is None:  # fp16 overflows at times, and its scaler skips
             finite &= norm.isfinite()
         if trainer.strategy.reduce_boolean_decision(not finite, all=False):
-            optimizer.zero_grad()  # parameters without a gradient are left alone, by weight decay too
+            if scaled:  # the scaler has yet to look at the gradients, and must see some
+                for grad in grads:
+                    grad.fill_(torch.nan)
+            else:
+                optimizer.zero_grad()  # parameters without a gradient are left alone, by weight decay too
             self.skipped += 1
             self.save(trainer)
         else:

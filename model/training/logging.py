@@ -11,12 +11,13 @@ import torch
 from torchvision.utils import make_grid
 
 from diffbir.model.training.base import Trainable
+from diffbir.model.training.flops import count_flops, peak
 from diffbir.utils.image import to_uint8, write_png
 from diffbir.utils.memory import peak_bytes
 
 
 class ImageGrid(L.Callback):
-    """Pictures of the first validation batch, side by side, to TensorBoard and as PNG files; always the same seed."""
+    """Pictures of the first validation batch, side by side: PNG files, TensorBoard, W&B; always the same seed."""
 
     def __init__(self, folder: str, count: int = 6):
         self.folder, self.count = Path(folder), count
@@ -35,9 +36,11 @@ class ImageGrid(L.Callback):
         columns = torch.cat([p.float().clamp(0, 1).cpu() for p in pictures.values()])
         grid = to_uint8(make_grid(columns, nrow=len(batch["hq"][: self.count]), padding=2))
         for logger in trainer.loggers:
+            title = " | ".join(pictures)
             if isinstance(logger, L.loggers.TensorBoardLogger):
-                title = " | ".join(pictures)
                 logger.experiment.add_image(title, np.asarray(grid), trainer.global_step, dataformats="HWC")
+            elif isinstance(logger, L.loggers.WandbLogger):
+                logger.log_image(title, [np.asarray(grid)], step=trainer.global_step)
         write_png(self.folder / f"{trainer.global_step:07d}.png", grid)
 
 
@@ -89,7 +92,9 @@ class TimestepLoss(L.Callback):
 
 
 class Monitor(L.Callback):
-    """Logs images per second of all ranks, the share of time spent waiting for batches, and this rank's peak memory.
+    """Logs speed and memory: of all ranks, images per second and TFLOP/s; of this one, the share of time spent waiting
+    for batches and the peak memory; the hours that remain, validations included; and the model FLOP utilisation (MFU,
+    Chowdhery et al. 2022, https://arxiv.org/abs/2204.02311, appendix B), the share of the GPUs' peak in bf16.
 
     Speeds are means over the last steps and leave validation out.
 
@@ -98,11 +103,17 @@ class Monitor(L.Callback):
     """
 
     def __init__(self, batches: int = 50):
+        self.flops: int | None = None  # of a batch
+        self.peak: float | None = None
+        self.overhead = 0.0  # seconds a step, of validations
         self.recent: deque[tuple[float, float, int]] = deque(maxlen=batches)  # seconds waited, seconds busy, images
         self.mark: float | None = None  # when the last batch ended
         self.waited, self.began, self.validation = 0.0, 0.0, 0.0
+        self.counted = False
 
     def on_train_batch_start(self, trainer: L.Trainer, module: Trainable, batch: dict, batch_idx: int) -> None:
+        if not self.counted:
+            self.counted, self.flops, self.peak = True, count_flops(module, batch), peak(module.device)
         self.began = time.perf_counter()
         self.waited = 0.0 if self.mark is None else self.began - self.mark
 
@@ -113,13 +124,19 @@ class Monitor(L.Callback):
         images = len(batch["prompt"]) * trainer.world_size
         self.recent.append((self.waited, self.mark - self.began, images))
         waited, busy, images = map(sum, zip(*self.recent, strict=True))
-        module.log_dict(
-            {
-                "system/images_per_s": images / (waited + busy),
-                "system/data_wait": waited / (waited + busy),
-                "system/memory_gb": peak_bytes(module.device) / 1e9,
-            }
-        )
+        batch_seconds = (waited + busy) / len(self.recent)
+        step = batch_seconds * trainer.accumulate_grad_batches + self.overhead
+        values = {
+            "system/images_per_s": images / (waited + busy),
+            "system/data_wait": waited / (waited + busy),
+            "system/memory_gb": peak_bytes(module.device) / 1e9,
+            "system/hours_left": step * (trainer.max_steps - trainer.global_step) / 3600,
+        }
+        if self.flops:
+            values["system/tflops"] = self.flops * trainer.world_size / batch_seconds / 1e12
+            if self.peak:
+                values["system/mfu"] = self.flops / batch_seconds / self.peak
+        module.log_dict(values)
 
     def on_validation_start(self, trainer: L.Trainer, module: Trainable) -> None:
         self.began = time.perf_counter()
@@ -127,3 +144,4 @@ class Monitor(L.Callback):
     def on_validation_end(self, trainer: L.Trainer, module: Trainable) -> None:
         self.mark = time.perf_counter()
         self.validation = self.mark - self.began
+        self.overhead = self.validation * trainer.accumulate_grad_batches / trainer.val_check_interval

@@ -57,7 +57,7 @@ class OneStepTraining(Trainable):
         t: timestep of the pass, 0 .. T - 1.
         residual: see above.
         train_decoder: whether the decoder learns too.
-        lora: network -> rank of its additions, e.g. {unet: 256}; a network that isn't named is trained whole.
+        lora: trained network -> rank of its additions, e.g. {unet: 256}; one that isn't named is trained whole.
         reconstruction: 'l1' or 'l2', with weight 1.
         lpips_weight, dists_weight: of the perceptual distances (also metrics: say so beside figures).
         adversarial: 'softplus' or 'hinge'.
@@ -105,9 +105,11 @@ class OneStepTraining(Trainable):
             autoencoder.encoder.requires_grad_(False)
             autoencoder.quant_conv.requires_grad_(False)
         for name, rank in (lora or {}).items():
-            if name not in ("unet", "branch"):
-                raise ValueError(f"lora knows unet and branch, not '{name}'")
-            add_lora(trained[name], rank)
+            if name not in trained:
+                raise ValueError(f"lora knows {', '.join(trained)}, which are trained, not '{name}'")
+            parts = [autoencoder.decoder, autoencoder.post_quant_conv] if name == "autoencoder" else [trained[name]]
+            for part in parts:
+                add_lora(part, rank)
         self.discriminator = nn.ModuleDict({} if discriminator is None else {"picture": discriminator})
         self.vgg16 = None
         if feature_heads:

@@ -5,7 +5,9 @@ import logging
 import shlex
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import pytorch_lightning as L
 import torch
@@ -13,11 +15,12 @@ from omegaconf import DictConfig, OmegaConf
 from pytorch_lightning.plugins.precision import MixedPrecision
 from pytorch_lightning.strategies import FSDPStrategy, ModelParallelStrategy
 from pytorch_lightning.utilities import rank_zero_only
+from torch import nn
 
 from diffbir.dataset.preflight import quick_check
 from diffbir.model.build import build_networks, weight_files
 from diffbir.model.training.base import Trainable
-from diffbir.model.training.checkpointing import find_checkpoint
+from diffbir.model.training.checkpointing import choose_checkpoint, find_checkpoint
 from diffbir.model.training.guards import Stop
 from diffbir.model.training.sharding import FSDP
 from diffbir.utils.cli import UserError
@@ -31,8 +34,8 @@ log = logging.getLogger(__name__)
 REQUIRED = ("networks", "module", "data", "trainer", "run_dir", "seed")
 OPTIONAL = (
     *("weights", "diffusion", "recipes", "degradation", "degrade_on_device", "optimizer", "lr_schedule", "lr"),
-    *("photos", "val_photos", "resume", "crop_size", "validate_every", "checkpoint_every", "ema_decay"),
-    *("frozen_dtype", "compile", "sampling", "one_step"),
+    *("photos", "val_photos", "resume", "crop_size", "validate_every", "checkpoint_every", "checkpoint_minutes"),
+    *("ema_decay", "keep_weights_every", "best_weights", "frozen_dtype", "compile", "sampling", "one_step"),
 )
 PACKAGES = ("torch", "torchvision", "pytorch-lightning", "numpy", "opencv-python", "timm")
 
@@ -48,11 +51,11 @@ def train(config: DictConfig) -> L.Trainer:
     check_keys(config, REQUIRED, OPTIONAL)
     L.seed_everything(config.seed, verbose=False)
     run_dir = Path(config.run_dir)
-    checkpoint = find_checkpoint(run_dir, config.get("resume"))
+    trainer = build_trainer(config)
+    checkpoint = choose_checkpoint(trainer, run_dir, config.get("resume"))
 
     data = instantiate(config.data, "data")
     module = build_module(config)
-    trainer = build_trainer(config)
 
     effective_batch = data.effective_batch(trainer)
     quick_check(data.train, effective_batch)
@@ -126,9 +129,18 @@ def build_module(config: DictConfig) -> Trainable:
             raise UserError(f"frozen_dtype must be one of {', '.join(PRECISIONS)}, not '{dtype}'")
         module.frozen.to(PRECISIONS[dtype])
     if options := config.get("compile"):
-        for network in module.trained.values():  # in place, so that no name changes
-            network.compile(**({} if options is True else options))
+        for network in [*module.trained.values(), *module.frozen.values()]:
+            compile_network(network, {} if options is True else options)
     return module
+
+
+def compile_network(network: nn.Module, options: Mapping[str, Any]) -> None:
+    """Compiles what a network is called by, in place, so that no name of a weight changes."""
+    methods = getattr(network, "entry_points", ())
+    if not methods:
+        network.compile(**options)
+    for method in methods:
+        setattr(network, method, torch.compile(getattr(network, method), **options))
 
 
 @rank_zero_only

@@ -13,7 +13,7 @@ from pytorch_lightning.strategies import ModelParallelStrategy
 from pytorch_lightning.strategies.parallel import ParallelStrategy
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
-from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
+from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.optim import Optimizer
 from torch.utils._pytree import tree_map_only
@@ -23,17 +23,23 @@ from diffbir.utils.cli import UserError
 ON_CPU = torch.__version__ >= "2.9"  # earlier, streams are missing (2.6), or gloo sums where it should average
 
 
-def shard(network: nn.Module, mesh: DeviceMesh) -> None:
+def shard(network: nn.Module, mesh: DeviceMesh, gather: torch.dtype | None = None) -> None:
     """Spreads a network over the ranks of a mesh, in place; its blocks are gathered one after the other.
 
     Parameters keep their names and become `DTensor`s.
+
+    Args:
+        gather: type in which the others' shares are fetched and computed with; None is their own.
     """
     network.to(memory_format=torch.contiguous_format)  # shards are rows of the first dimension
+    # Gradients are summed in float32 all the same; inputs are left to autocast.
+    policy = MixedPrecisionPolicy(param_dtype=gather, reduce_dtype=torch.float32, cast_forward_inputs=False)
+    options = {"mesh": mesh, "mp_policy": policy if gather else MixedPrecisionPolicy()}
     for blocks in network.children():
         if isinstance(blocks, nn.ModuleList):
             for block in blocks:
-                fully_shard(block, mesh=mesh)
-    fully_shard(network, mesh=mesh)
+                fully_shard(block, **options)
+    fully_shard(network, **options)
     for method in getattr(network, "entry_points", ()):
         register_fsdp_forward_method(network, method)
 
@@ -58,11 +64,18 @@ def sharded_like(value: Tensor, reference: Tensor) -> Tensor:
 class FSDP(ModelParallelStrategy):
     """Shards what is trained over all ranks; frozen networks stay whole on each of them.
 
+    Args:
+        gather: 'bf16' fetches weights in half the bytes, for bf16-mixed precision, which rounds most of them anyway;
+            what every rank keeps, and the optimizer, stay float32.
+
     Raises:
         UserError: on CPUs with a torch that adds gradients up there instead of averaging them (before 2.9).
     """
 
-    def __init__(self, **kwargs: Any):
+    def __init__(self, gather: str | None = None, **kwargs: Any):
+        if gather not in (None, "bf16"):
+            raise UserError(f"trainer.params.strategy: gather must be bf16 or null, not '{gather}'")
+        self.gather = torch.bfloat16 if gather else None
         super().__init__(tensor_parallel_size=1, save_distributed_checkpoint=False, **kwargs)
 
     def setup_environment(self) -> None:

@@ -139,15 +139,25 @@ def test_one_step_may_be_additions_to_the_weights_of_the_chain(tmp_path):
     save_weights(additions, file)
     for name, network in pair(5).items():
         save_weights(network.state_dict(), tmp_path / f"{name}.safetensors")
+    save_weights(disturbed(AutoencoderKL(**AUTOENCODER), 9).state_dict(), tmp_path / "autoencoder.safetensors")
     preset = config(lora=str(file))
-    preset.weights = {name: str(tmp_path / f"{name}.safetensors") for name in ("unet", "branch")}
+    preset.weights = {name: str(tmp_path / f"{name}.safetensors") for name in ("unet", "branch", "autoencoder")}
     both = Restorer.from_config(preset)
     for key, value in both.network.unet.state_dict().items():
         assert torch.equal(value, pair(5)["unet"].state_dict()[key])  # the chain keeps its own
     expected = merge_lora(pair(5)["unet"], factors(adapted.state_dict(), adapted)).state_dict()
     for key, value in both.one_step.network.unet.state_dict().items():
         assert torch.equal(value, expected[key])
-    assert_close(both.one_step.network.branch.state_dict(), both.network.branch.state_dict())
+    assert both.one_step.network.branch is both.network.branch  # what isn't changed is there once
+    assert both.one_step.autoencoder is both.autoencoder
+    own = {"autoencoder.decoder.conv_out.lora_A.weight": torch.ones(1, 16, 1, 1).expand(1, 16, 3, 3)}
+    own["autoencoder.decoder.conv_out.lora_B.weight"] = torch.ones(12, 1, 1, 1)
+    save_weights({**additions, **own}, file)
+    decoding = Restorer.from_config(preset)
+    one = [r.restore(photo(), r.options(solver="one_step")).image for r in (both, decoding)]
+    assert (one[0] - one[1]).abs().max() > 1e-3
+    chains = [r.restore(photo(), r.options(solver="ddim", steps=2)).image for r in (both, decoding)]
+    assert torch.equal(*chains)  # they keep their decoder
     save_weights({f"decoder.{key}": value for key, value in additions.items()}, file)
     with pytest.raises(UserError, match=r"lora\.safetensors: 'decoder\..* belongs to none of unet, branch"):
         Restorer.from_config(preset)

@@ -51,3 +51,16 @@ def test_loss_is_the_mean_square_per_image():
 def test_eps_at_zero_terminal_snr_is_refused():
     with pytest.raises(ValueError, match="zero_terminal_snr"):
         Diffusion(prediction="eps", zero_terminal_snr=True)
+
+
+def test_the_schedule_lives_where_the_timesteps_are():
+    """No value is fetched from the device: a tensor of the meta device has none."""
+    t = torch.tensor([0, 999], device="meta")
+    a, s = Diffusion().scales(t)
+    assert a.is_meta and s.is_meta and a.shape == s.shape == (2, 1, 1, 1)
+    diffusion = Diffusion()
+    with torch.inference_mode():
+        diffusion.scales(torch.tensor([5]))
+    z = torch.ones(1, 1, 1, 1, requires_grad=True)  # what a validation made serves a training too
+    diffusion.diffuse(z, torch.tensor([5]), torch.zeros(1, 1, 1, 1)).sum().backward()
+    assert z.grad.item() == pytest.approx(diffusion.alpha_bar[5] ** 0.5, rel=1e-6)

@@ -6,6 +6,7 @@ import signal
 import pytest
 import pytorch_lightning as L
 import torch
+from pytorch_lightning.plugins.precision import MixedPrecision
 from torch import nn
 from torch.testing import assert_close
 from torch.utils.data import DataLoader
@@ -65,6 +66,24 @@ def test_a_step_that_is_not_finite_leaves_the_weights_alone(bad, tmp_path):
     assert file.name == "0000001_rank0.pt"
     (batch,) = torch.load(file, weights_only=True)["batches"]
     assert_close(batch["x"], torch.tensor([[bad]]), equal_nan=True)
+
+
+@pytest.mark.parametrize("fused", [False, True])
+def test_a_loss_that_is_not_finite_in_fp16_leaves_the_weights_alone(fused, tmp_path):
+    """With its scaler, whether the optimizer unscales by itself or not; the logged norm is that of the gradient."""
+    module = Toy()
+    module.optimizer = lambda p: torch.optim.AdamW(p, 0.1, weight_decay=0.5, fused=fused)
+    norms = []
+    module.log = lambda name, value, **kwargs: norms.append(float(value)) if name == "train/grad_norm" else None
+    scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
+    precision = MixedPrecision("16-mixed", "cpu", scaler)
+    trainer = fit(module, [1.0, float("nan"), 1.0], NonFiniteGuard(str(tmp_path)), plugins=[precision])
+    first, second, third = module.weights
+    assert first < 4.0 and second == first and third < second
+    assert len(list(tmp_path.iterdir())) == 1
+    (state,) = trainer.optimizers[0].state.values()
+    assert state["step"] == 2
+    assert norms[0] == pytest.approx(0.5 / 4.0**0.5, rel=1e-3)  # d sqrt(w) / dw at w = 4
 
 
 def test_one_bad_batch_spoils_the_step_that_it_is_accumulated_into(tmp_path):

@@ -75,7 +75,7 @@ def test_a_resumed_training_is_the_uninterrupted_one_to_the_bit(lora, tmp_path):
 
 def test_what_is_exported_has_the_network_s_own_names_and_no_discriminator(tmp_path):
     train(config(tmp_path, 2, "module.params.lora={unet: 2}"))
-    assert sorted(p.stem for p in (tmp_path / "weights").iterdir()) == ["branch", "lora", "unet"]
+    assert sorted(p.stem for p in (tmp_path / "weights").glob("*.safetensors")) == ["branch", "lora", "unet"]
     exported = load_file(tmp_path / "weights/unet.safetensors")
     assert exported.keys() == module().trained["unet"].state_dict().keys()
     average = state(tmp_path, 2)["callbacks"]["EMA"]["average"]
@@ -83,17 +83,20 @@ def test_what_is_exported_has_the_network_s_own_names_and_no_discriminator(tmp_p
 
 
 def test_the_exported_additions_make_the_exported_network_of_the_one_they_were_trained_on(tmp_path):
-    start = {name: network.state_dict() for name, network in module().trained.items()}
+    decoder = "module.params.train_decoder=true"
+    start = {name: network.state_dict() for name, network in module(decoder).trained.items()}
     files = {}
     for name, weights in start.items():
         files[name] = tmp_path / f"{name}.safetensors"
         save_weights(weights, files[name])
     given = [f"weights.{name}={file}" for name, file in files.items()]
     high = ["lr_schedule=null", "lr=0.01"]  # so that half precision sees a change
-    train(config(tmp_path / "run", 2, "module.params.lora={unet: 2, branch: 3}", *given, *high))
+    lora = "module.params.lora={unet: 2, branch: 3, autoencoder: 2}"
+    train(config(tmp_path / "run", 2, decoder, lora, *given, *high))
     additions = load_file(tmp_path / "run/weights/lora.safetensors")
-    assert {key.partition(".")[0] for key in additions} == {"unet", "branch"}
-    for name, network in module().trained.items():
+    assert {key.partition(".")[0] for key in additions} == {"unet", "branch", "autoencoder"}
+    assert not any(".encoder." in key for key in additions)
+    for name, network in module(decoder).trained.items():
         network.load_state_dict(start[name])
         own = {k.removeprefix(f"{name}."): v for k, v in additions.items() if k.startswith(f"{name}.")}
         merge_lora(network, own)
@@ -106,8 +109,8 @@ def test_the_exported_additions_make_the_exported_network_of_the_one_they_were_t
 
 
 def test_a_network_that_cannot_be_adapted_is_refused():
-    with pytest.raises(ValueError, match="lora knows unet and branch, not 'decoder'"):
-        module("module.params.lora={decoder: 2}")
+    with pytest.raises(ValueError, match="lora knows branch, unet, which are trained, not 'autoencoder'"):
+        module("module.params.lora={autoencoder: 2}")
 
 
 def test_one_pass_from_the_clean_latent_and_the_residual_in_its_parts():
