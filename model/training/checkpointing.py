@@ -18,7 +18,7 @@ from diffbir.utils.files import replacing
 log = logging.getLogger(__name__)
 
 
-def choose_checkpoint(trainer: L.Trainer, run_dir: Path, resume: str | None) -> Path | None:
+def choose_checkpoint(trainer: L.Trainer, module: Trainable, run_dir: Path, resume: str | None) -> Path | None:
     """`find_checkpoint` as rank 0 sees the folder: on a shared disk, others may see a file earlier or later.
 
     Processes that Lightning starts by itself are on one machine and see the same; they are not there yet.
@@ -26,6 +26,7 @@ def choose_checkpoint(trainer: L.Trainer, run_dir: Path, resume: str | None) -> 
     environment = getattr(trainer.strategy, "cluster_environment", None)
     if trainer.world_size == 1 or environment is None or not environment.creates_processes_externally:
         return find_checkpoint(run_dir, resume)
+    trainer.strategy.connect(module)  # sharded strategies ask for it
     trainer.strategy.setup_environment()
     found: tuple[Path | None, UserError | None] = None, None
     if trainer.is_global_zero:

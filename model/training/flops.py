@@ -38,9 +38,9 @@ def peak(device: torch.device) -> float | None:
     return next((1e12 * value for key, value in PEAKS.items() if key in name), None)
 
 
-def on_meta(module: nn.Module) -> nn.Module:
-    """A copy without values: shapes and types only."""
-    memo: dict[int, Any] = {}
+def on_meta(module: Trainable) -> Trainable:
+    """A copy without values: shapes and types only. To be made before the weights are sharded."""
+    memo: dict[int, Any] = {id(module._trainer): None}  # not to be copied along
     for p in module.parameters():
         memo[id(p)] = nn.Parameter(torch.empty_like(p, device="meta"), requires_grad=p.requires_grad)
     for b in module.buffers():
@@ -48,23 +48,21 @@ def on_meta(module: nn.Module) -> nn.Module:
     return copy.deepcopy(module, memo)
 
 
-def count_flops(module: Trainable, batch: dict[str, Any]) -> int | None:
+def count_flops(twin: Trainable, batch: dict[str, Any]) -> int | None:
     """Floating-point operations of the loss of a batch and its gradient, a multiplication and an addition each.
 
     Counted from shapes on the meta device, without computing. None, said, where a step depends on values.
+
+    Args:
+        twin: see `on_meta`.
     """
-    trainer, module._trainer = module._trainer, None  # not to be copied along
+    twin.log = twin.log_dict = lambda *args, **kwargs: None
+    batch = tree_map_only(Tensor, lambda x: torch.empty_like(x, device="meta"), batch)
     try:
-        twin = on_meta(module)
-        twin._trainer = trainer
-        twin.log = twin.log_dict = lambda *args, **kwargs: None
-        batch = tree_map_only(Tensor, lambda x: torch.empty_like(x, device="meta"), batch)
         with FlopCounterMode(display=False) as counter, torch.random.fork_rng():
             output = twin.training_step(batch, 0)
             (output["loss"] if isinstance(output, dict) else output).backward()
     except (NotImplementedError, RuntimeError) as error:
         log.info("TFLOP/s aren't logged, for a step can't be counted without computing it: %s", str(error)[:200])
         return None
-    finally:
-        module._trainer = trainer
     return counter.get_total_flops()

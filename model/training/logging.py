@@ -11,7 +11,7 @@ import torch
 from torchvision.utils import make_grid
 
 from diffbir.model.training.base import Trainable
-from diffbir.model.training.flops import count_flops, peak
+from diffbir.model.training.flops import count_flops, on_meta, peak
 from diffbir.utils.image import to_uint8, write_png
 from diffbir.utils.memory import peak_bytes
 
@@ -109,11 +109,15 @@ class Monitor(L.Callback):
         self.recent: deque[tuple[float, float, int]] = deque(maxlen=batches)  # seconds waited, seconds busy, images
         self.mark: float | None = None  # when the last batch ended
         self.waited, self.began, self.validation = 0.0, 0.0, 0.0
-        self.counted = False
+        self.twin: Trainable | None = None
+
+    def setup(self, trainer: L.Trainer, module: Trainable, stage: str) -> None:
+        self.twin = on_meta(module)
 
     def on_train_batch_start(self, trainer: L.Trainer, module: Trainable, batch: dict, batch_idx: int) -> None:
-        if not self.counted:
-            self.counted, self.flops, self.peak = True, count_flops(module, batch), peak(module.device)
+        if self.twin is not None:
+            self.twin._trainer = trainer
+            self.flops, self.peak, self.twin = count_flops(self.twin, batch), peak(module.device), None
         self.began = time.perf_counter()
         self.waited = 0.0 if self.mark is None else self.began - self.mark
 

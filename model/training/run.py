@@ -52,10 +52,13 @@ def train(config: DictConfig) -> L.Trainer:
     L.seed_everything(config.seed, verbose=False)
     run_dir = Path(config.run_dir)
     trainer = build_trainer(config)
-    checkpoint = choose_checkpoint(trainer, run_dir, config.get("resume"))
+    resume = config.get("resume")
+    if resume != "auto":
+        find_checkpoint(run_dir, resume)  # a wrong name is said before anything slow
 
     data = instantiate(config.data, "data")
     module = build_module(config)
+    checkpoint = choose_checkpoint(trainer, module, run_dir, resume)
 
     effective_batch = data.effective_batch(trainer)
     quick_check(data.train, effective_batch)

@@ -47,7 +47,7 @@ def choose(rank: int, port: int, folder: Path, answers: multiprocessing.Queue) -
     torch.set_num_threads(1)
     trainer = L.Trainer(accelerator="cpu", devices=2, strategy="ddp", logger=False, enable_checkpointing=False)
     try:
-        answers.put(choose_checkpoint(trainer, folder, "auto"))
+        answers.put(choose_checkpoint(trainer, L.LightningModule(), folder, "auto"))
     except UserError as error:
         answers.put(str(error))
 
