@@ -59,8 +59,30 @@ def check(rank: int, store: Path, case: str) -> None:
     dist.destroy_process_group()
 
 
-@pytest.mark.parametrize("case", CASES)
-def test_a_shared_network_computes_what_the_whole_one_does(case, tmp_path):
+def check_half(rank: int, store: Path, case: str) -> None:
+    """Weights travel and compute in bf16; what is kept, and its gradient, is float32."""
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
+    torch.manual_seed(0)
+    call, network, sizes = CASES[case]
+    network, images = network(**sizes), torch.rand(2, 3, 32, 32)
+    reference, seen = copy.deepcopy(network), []
+    shard(network, init_device_mesh("cpu", (2,)), torch.bfloat16)
+    layer = next(m for m in network.modules() if isinstance(m, nn.Conv2d))
+    layer.register_forward_pre_hook(lambda module, _: seen.append(module.weight.dtype))
+    with torch.autocast("cpu", torch.bfloat16):
+        output, expected = call(network, images).float(), call(reference, images).float()
+    assert set(seen) == {torch.bfloat16}
+    assert_close(output, expected, rtol=0, atol=0.05)
+    assert (output - images).abs().max() > 0.05
+    output.square().mean().backward()
+    for p in network.parameters():
+        assert p.dtype == p.grad.dtype == torch.float32
+    dist.destroy_process_group()
+
+
+@pytest.mark.parametrize("case, check", [*((case, check) for case in CASES), ("forward", check_half)])
+def test_a_shared_network_computes_what_the_whole_one_does(case, check, tmp_path):
     fork = multiprocessing.get_context("fork")
     processes = [fork.Process(target=check, args=(rank, tmp_path / "store", case)) for rank in range(2)]
     for process in processes:
