@@ -52,9 +52,13 @@ def test_degradations_build(path):
 @pytest.mark.parametrize("path", [p for p in of("train") if p.name != "base.yaml"], ids=relative)
 def test_trainings_build(path, request):
     """Full-size ones without memory, on the meta device."""
-    if "feature_heads" in path.read_text():
+    if any(key in path.read_text() for key in ("feature_heads", "dists_weight", "include: one_step.yaml")):
         request.getfixturevalue("vgg16")
-    config = load_config(path, ["photos=inputs/demo"])
+    pairs = request.getfixturevalue("tmp_path")
+    for name in ("hq", "reg"):
+        (pairs / name).symlink_to(ROOT / "inputs/demo")
+    cached = [f"pairs={pairs}", f"val_pairs={pairs}"]
+    config = load_config(path, cached if "cached" in path.stem else ["photos=inputs/demo"])
     check_keys(config, REQUIRED, OPTIONAL)
     config.weights = {}
     with torch.device("cpu" if "mini" in path.parts else "meta"):

@@ -25,8 +25,23 @@ TINY = {
 }
 
 
-def tiny(path: Path, run_dir: Path) -> list[str]:
-    config = load_config(path, ["photos=inputs/demo"])
+@pytest.fixture(scope="module")
+def pairs(tmp_path_factory) -> Path:
+    """A folder as scripts/train_mini.sh makes it, of photos that stage 1 left as they are."""
+    folder = tmp_path_factory.mktemp("pairs")
+    for name in ("hq", "reg"):
+        (folder / name).symlink_to(ROOT / "inputs/demo")
+    return folder
+
+
+def data(path: Path, pairs: Path) -> list[str]:
+    if "cached" in path.stem:
+        return [f"pairs={pairs}", f"val_pairs={pairs}"]
+    return ["photos=inputs/demo"]
+
+
+def tiny(path: Path, run_dir: Path, pairs: Path) -> list[str]:
+    config = load_config(path, data(path, pairs))
     sized = [name for name, node in config.networks.items() if node and "params" in node]
     params = {f"networks.{name}": TINY[name] for name in TINY if name in sized}
     if "diffusion" in config and "discriminator" not in config.networks:
@@ -36,7 +51,7 @@ def tiny(path: Path, run_dir: Path) -> list[str]:
     params["data.params.val"] = {"crop_size": 64, "limit": 3}
     overrides = [f"{node}.params.{key}={value}" for node, values in params.items() for key, value in values.items()]
     return [
-        "photos=inputs/demo",
+        *data(path, pairs),
         f"run_dir={run_dir}",
         *(f"weights.{name}=null" for name in config.weights),
         *overrides,
@@ -44,14 +59,14 @@ def tiny(path: Path, run_dir: Path) -> list[str]:
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: str(path.relative_to(ROOT / "configs")))
-def test_a_dry_run_goes_through_everything_and_leaves_nothing(path, tmp_path, capsys, caplog, request):
+def test_a_dry_run_goes_through_everything_and_leaves_nothing(path, pairs, tmp_path, capsys, caplog, request):
     if any(key in path.read_text() for key in ("feature_heads", "dists_weight", "include: one_step.yaml")):
         request.getfixturevalue("vgg16")
     caplog.set_level("INFO")
     (tmp_path / "checkpoints").mkdir()
     (tmp_path / "checkpoints/0000001.ckpt").write_bytes(b"of the real run")
-    assert main("", str(path), [*tiny(path, tmp_path), "--dry-run"]) == 0, capsys.readouterr().err
-    config = load_config(path, ["photos=inputs/demo"])
+    assert main("", str(path), [*tiny(path, tmp_path, pairs), "--dry-run"]) == 0, capsys.readouterr().err
+    config = load_config(path, data(path, pairs))
     steps = config.trainer.params.max_steps
     assert f"{steps} steps and {steps // config.validate_every} validations" in caplog.text
     assert "everything ran" in caplog.text
@@ -60,7 +75,7 @@ def test_a_dry_run_goes_through_everything_and_leaves_nothing(path, tmp_path, ca
     assert [p.name for p in tmp_path.rglob("*")] == ["checkpoints", "0000001.ckpt"]
 
 
-def test_what_ranks_may_still_read_is_removed_after_all_have_come_to_the_end(tmp_path, monkeypatch):
+def test_what_ranks_may_still_read_is_removed_after_all_have_come_to_the_end(pairs, tmp_path, monkeypatch):
     events = []
     barrier = SingleDeviceStrategy.barrier
 
@@ -72,5 +87,5 @@ def test_what_ranks_may_still_read_is_removed_after_all_have_come_to_the_end(tmp
     monkeypatch.setattr("diffbir.model.training.dry_run.estimate", lambda *args: events.append("estimate"))
     monkeypatch.setattr("diffbir.model.training.dry_run.shutil.rmtree", lambda *args, **kwargs: events.append("remove"))
     path = ROOT / "configs/train/mini/stage1.yaml"
-    assert main("", str(path), [*tiny(path, tmp_path), "--dry-run"]) == 0
+    assert main("", str(path), [*tiny(path, tmp_path, pairs), "--dry-run"]) == 0
     assert events[events.index("estimate") :] == ["estimate", "wait", "remove"]

@@ -35,7 +35,7 @@ TRAININGS = {
     "autoencoder": (["autoencoder"], []),
     "prior": (["unet"], []),
     "stage2": (["branch", "unet"], ["weights.unet=weights/mini/unet.safetensors"]),
-    "one_step": (["branch", "unet"], []),
+    "one_step": (["autoencoder", "branch", "unet"], ["module.params.dists_weight=0.0"]),  # which needs VGG16
 }
 
 

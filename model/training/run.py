@@ -34,7 +34,17 @@ log = logging.getLogger(__name__)
 REQUIRED = ("networks", "module", "data", "trainer", "run_dir", "seed")
 OPTIONAL = (
     *("weights", "diffusion", "recipes", "degradation", "degrade_on_device", "optimizer", "lr_schedule", "lr"),
-    *("photos", "val_photos", "resume", "crop_size", "validate_every", "checkpoint_every", "checkpoint_minutes"),
+    *(
+        "photos",
+        "val_photos",
+        "pairs",
+        "val_pairs",
+        "resume",
+        "crop_size",
+        "validate_every",
+        "checkpoint_every",
+        "checkpoint_minutes",
+    ),
     *("ema_decay", "keep_weights_every", "best_weights", "frozen_dtype", "compile", "sampling", "one_step"),
 )
 PACKAGES = ("torch", "torchvision", "pytorch-lightning", "numpy", "opencv-python", "timm")
