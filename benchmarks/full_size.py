@@ -21,7 +21,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from benchmarks import arguments, machine
 from diffbir.model.build import weight_files
 from diffbir.model.presets import load_preset
-from diffbir.model.weights.checkpoint import ROLES
+from diffbir.model.weights.places import ROLES
 from diffbir.utils.cli import UserError, entry_point
 from diffbir.utils.config import ROOT, instantiate
 

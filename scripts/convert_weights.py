@@ -22,9 +22,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from diffbir.model.build import build_networks
 from diffbir.model.presets import PRESETS, STAGE1, load_preset, names
-from diffbir.model.weights.checkpoint import ROLES, save_weights
+from diffbir.model.weights.checkpoint import save_weights
 from diffbir.model.weights.diffusers_layout import COMPONENTS, config_json, scheduler_json, to_diffusers
 from diffbir.model.weights.ncnn import find_realesrgan, read_rrdbnet
+from diffbir.model.weights.places import ROLES
 from diffbir.model.weights.vgg16 import PACKAGE, download, read_vgg16
 from diffbir.utils.cli import UserError, entry_point
 from diffbir.utils.config import instantiate

@@ -6,108 +6,28 @@ from it depends on the network's role in the pipeline (`ROLES`), because most pu
 
 import logging
 import os
+import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from diffbir.model.weights.diffusers_layout import Source, find_component, is_diffusers, sources, unused
+from diffbir.model.weights.diffusers_layout import Source, current, find_component, is_diffusers, sources, unused
+from diffbir.model.weights.places import beside, best, places, shared
 from diffbir.model.weights.published import where_to_get
-from diffbir.utils.cli import UserError
+from diffbir.model.weights.weight_file import BOUNDARY, CheckpointError, WeightFile
 from diffbir.utils.config import project_path
 
 log = logging.getLogger(__name__)
 
-# Role of a network -> prefix of its keys in a file that holds a whole model (Stable Diffusion, DiffBIR v1).
-ROLES = {
-    "unet": "model.diffusion_model.",
-    "autoencoder": "first_stage_model.",
-    "text_encoder": "cond_stage_model.",
-    "branch": "control_model.",
-    "stage1": "preprocess_model.",
-}
 DERIVED = (".attn_mask", ".relative_position_index")  # SwinIR files carry them; they are computed
-CHUNK = 32 * 2**20, 1 / 32  # a file is mapped anew after so many bytes or this part of it, lest pages read pile up
-
-
-class CheckpointError(UserError):
-    """Weights that cannot be used; the message names the file."""
-
-
-@dataclass(frozen=True)
-class WeightFile:
-    """Tensors of a `.safetensors` or torch file (bare or under `state_dict`); code in a file is never run.
-
-    Args:
-        path: the file.
-        shapes: name of every tensor -> its shape.
-        sizes: name of every tensor -> its bytes.
-    """
-
-    path: Path
-    shapes: dict[str, tuple[int, ...]]
-    sizes: dict[str, int]
-
-    @classmethod
-    def open(cls, path: Path) -> "WeightFile":
-        """Reads names and shapes.
-
-        Raises:
-            CheckpointError: damaged, or holding anything other than tensors.
-        """
-        try:
-            if path.suffix == ".safetensors":
-                with safe_open(path, framework="pt") as file:
-                    slices = {k: file.get_slice(k) for k in file.keys()}  # noqa: SIM118
-                    shapes = {k: tuple(s.get_shape()) for k, s in slices.items()}
-                return cls(path, shapes, {k: 4 * _numel(shape) for k, shape in shapes.items()})
-            state = _torch_state(path)
-        except (SafetensorError, RuntimeError, OSError, ValueError, EOFError) as error:
-            raise CheckpointError(f"{path} is damaged or not a weight file; fetch or train it again") from error
-        except Exception as error:  # pickle raises what it likes; weights_only turns code into an UnpicklingError
-            raise CheckpointError(f"{path} holds more than tensors and is refused; save plain weights") from error
-        if not state or not all(isinstance(value, Tensor) for value in state.values()):
-            raise CheckpointError(f"{path} does not hold a state dict of tensors")
-        return cls(path, {k: tuple(v.shape) for k, v in state.items()}, {k: v.nbytes for k, v in state.items()})
-
-    def read(self, groups: Iterable[Sequence[str]]) -> Iterator[list[Tensor]]:
-        """Values of each group of names, in order; valid until the next is asked for."""
-        chunk: list[Sequence[str]] = []
-        size, limit = 0, max(CHUNK[0], CHUNK[1] * sum(self.sizes.values()))
-        for names in groups:
-            chunk.append(names)
-            size += sum(self.sizes[name] for name in names)
-            if size >= limit:
-                yield from self._read_chunk(chunk)
-                chunk, size = [], 0
-        yield from self._read_chunk(chunk)
-
-    def _read_chunk(self, groups: Sequence[Sequence[str]]) -> Iterator[list[Tensor]]:
-        if not groups:
-            return
-        if self.path.suffix == ".safetensors":
-            with safe_open(self.path, framework="pt") as file:
-                yield from ([file.get_tensor(name) for name in names] for names in groups)
-        else:
-            state = _torch_state(self.path)
-            yield from ([state[name] for name in names] for names in groups)
-
-
-def _numel(shape: Sequence[int]) -> int:
-    return torch.Size(shape).numel()
-
-
-def _torch_state(path: Path) -> dict[str, Tensor]:
-    with path.open("rb") as file:
-        mmap = file.read(4) == b"PK\x03\x04"  # files of torch before 1.6 cannot be mapped
-    state = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
-    state = state.get("state_dict", state) if isinstance(state, dict) else None
-    return state if isinstance(state, dict) else {}
+# What compiling, sharding and checkpointing put into the names of the modules that they wrap, anywhere.
+WRAPPERS = re.compile(r"_orig_mod\.|_fsdp_wrapped_module\.|_checkpoint_wrapped_module\.")
 
 
 def read_state_dict(path: str | Path) -> dict[str, Tensor]:
@@ -139,30 +59,39 @@ def find_weights(path: str | Path, role: str | None = None) -> Path:
 def contents(file: WeightFile, role: str | None, own: Mapping[str, Tensor]) -> dict[str, Source]:
     """What each key of a network with the state `own` and the given role is made of in the file.
 
-    Keys of other parts of a whole model are left out (and logged); those that the network cannot use remain.
+    The network is where most of its keys are, under whatever prefix, in our layout or in that of diffusers. What else
+    the file holds is left out (and logged); keys at that place which the network cannot use remain.
+
+    Raises:
+        CheckpointError: several places in the file fit.
     """
-    names = {name: name for name in file.shapes if not name.endswith(DERIVED)}
-    prefixes = [ROLES[role], f"trained.{role}."] if role in ROLES else []
-    for prefix in prefixes:
-        part = {name.removeprefix(prefix): name for name in names if name.startswith(prefix)}
-        if part:
-            others = Counter(name.partition(".")[0] for name in names if not name.startswith(prefix))
-            if others:
-                log.info("%s: ignored for %s: %s", file.path, role, _counts(others))
-            names = part
-            break
-    while names and all(key.startswith("module.") for key in names):  # saved from a parallel wrapper
-        names = {key.removeprefix("module."): name for key, name in names.items()}
-    if role and is_diffusers(role, names):
-        wanted = sources(role, own, names)
-        used = {k for source in wanted.values() for k in source.keys}
-        # A text encoder may have layers that are never used; what else is left over doesn't belong to this network.
-        rest = [k for k in names if k not in used] if role != "text_encoder" else []
-        found = {
-            key: Source(tuple(names.get(k, k) for k in source.keys), source.shape) for key, source in wanted.items()
-        }
-        return found | {k: Source((names[k],), file.shapes[names[k]]) for k in rest}
-    return {key: Source((name,), file.shapes[name]) for key, name in names.items()}
+    names = {WRAPPERS.sub("", name): name for name in file.shapes if not name.endswith(DERIVED)}
+    stored = {key: file.shapes[name] for key, name in names.items()}
+    place = best(file.path, places(names, own), stored, {k: tuple(v.shape) for k, v in own.items()}, role)
+    theirs: Mapping[str, Source] = {}
+    if role and len(place.found) < len(own) and is_diffusers(role, names):
+        theirs = sources(role, own)
+        keys = dict.fromkeys(key for source in theirs.values() for key in source.keys)
+        other = best(file.path, places(names, keys, partial(current, role)), stored, keys, role)
+        place, theirs = (other, theirs) if len(other.found) > len(place.found) else (place, {})
+
+    prefix = place.prefix if place.found else shared(names)
+    used = set(place.found.values())
+    rest = [
+        name
+        for name in names
+        if name.startswith(prefix) and name not in used and not beside(name.removeprefix(prefix), stored[name])
+    ]
+    others = Counter(BOUNDARY.split(name, 1)[0] for name in names.keys() - used - set(rest))
+    if others:
+        log.info("%s: %s is taken, and left out: %s", file.path, place, _counts(others))
+    if role == "text_encoder" and theirs:
+        rest = []  # layers that are never used; what else is left over doesn't belong to this network
+    found = {
+        key: replace(source, keys=tuple(names[place.found[k]] if k in place.found else prefix + k for k in source.keys))
+        for key, source in theirs.items()
+    } or {key: Source((names[name],), stored[name]) for key, name in place.found.items()}
+    return found | {name.removeprefix(prefix): Source((names[name],), stored[name]) for name in rest}
 
 
 def load_weights(
@@ -237,7 +166,7 @@ def _shape(file: WeightFile, source: Source) -> tuple[int, ...]:
     if any(shape[1:] != first[1:] for shape in others):
         return first
     joined = (sum(file.shapes[key][0] for key in source.keys), *first[1:]) if others else first
-    return source.shape if _numel(joined) == _numel(source.shape) else joined
+    return source.shape if torch.Size(joined).numel() == torch.Size(source.shape).numel() else joined
 
 
 def _groups(keys: Sequence[str]) -> str:

@@ -4,6 +4,7 @@ Our networks keep the key names of the published Stable Diffusion files. `source
 in their files, and `to_diffusers` is the same mapping the other way round.
 """
 
+import logging
 import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -12,6 +13,9 @@ from pathlib import Path
 from torch import Tensor, nn
 
 from diffbir.model.sampling.diffusion import Diffusion
+from diffbir.model.weights.weight_file import splits
+
+log = logging.getLogger(__name__)
 
 # Role of a network -> its weights in a diffusers folder.
 COMPONENTS = {
@@ -19,6 +23,10 @@ COMPONENTS = {
     "autoencoder": "vae/diffusion_pytorch_model.safetensors",
     "text_encoder": "text_encoder/model.safetensors",
 }
+# Names of weight files and of indices of parts, as `model.fp16.safetensors`, `model.safetensors.index.fp16.json`.
+WEIGHTS = re.compile(
+    r"(diffusion_pytorch_model|model|pytorch_model)(?:\.(\w+))?\.(safetensors|bin)(\.index(?:\.(\w+))?\.json)?"
+)
 # A key by which a file of theirs is recognised.
 MARKS = {
     "unet": "time_embedding.linear_1.weight",
@@ -90,20 +98,38 @@ class Source:
 
 
 def is_diffusers(role: str, names: Iterable[str]) -> bool:
-    """Whether the keys of a file are theirs, for a network with this role."""
-    return role in MARKS and any(_current(role, name) == MARKS[role] for name in names)
+    """Whether the keys of a file are theirs, under whatever prefix, for a network with this role."""
+    return role in MARKS and any(current(role, rest) == MARKS[role] for name in names for _, rest in splits(name))
 
 
 def find_component(folder: Path, role: str) -> Path:
-    """The weight file for a role in a diffusers folder, in the first of the usual formats that is there.
+    """The weight file for a role in a diffusers folder, or in the part of one for this role; or an index of several.
 
-    If there is none, the path where diffusers would write it. Networks without a component of their own (`COMPONENTS`)
-    lie beside the others as ROLE.safetensors.
+    Of variants, the first of: without a name, fp16, bf16, others, non_ema; but safetensors before torch files. Networks
+    without a component of their own lie beside the others as ROLE.safetensors. If there is none, the path where
+    diffusers would write it.
     """
-    file = folder / COMPONENTS.get(role, f"{role}.safetensors")
-    torch_stem = {"model": "pytorch_model"}.get(file.stem, file.stem)
-    names = (file.name, f"{file.stem}.fp16.safetensors", f"{torch_stem}.bin", f"{torch_stem}.fp16.bin")
-    return next((path for name in names if (path := file.with_name(name)).is_file()), file)
+    own = folder / f"{role}.safetensors"
+    usual = folder / COMPONENTS.get(role, own.name)
+    part = folder / "controlnet" if role == "branch" else usual.parent
+    found = _weights(part) or [path for path in (own,) if path.is_file()] or _weights(folder)
+    if len(found) > 1:
+        log.info("%s is taken; there is also %s", found[0], ", ".join(path.name for path in found[1:]))
+    return found[0] if found else usual
+
+
+def _weights(folder: Path) -> list[Path]:
+    """Weight files of one network, or their indices, under the names of diffusers and transformers; the best first."""
+    variants = ["", "fp16", "bf16"]
+    found = []
+    for path in folder.glob("*"):
+        match = WEIGHTS.fullmatch(path.name)
+        if match and path.is_file():
+            _, variant, suffix, index, its_variant = match.groups(default="")
+            variant = variant or its_variant
+            rank = variants.index(variant) if variant in variants else len(variants) + variant.startswith("non_")
+            found.append((suffix == "bin", rank, variant, bool(index), path))
+    return [path for *_, path in sorted(found)]
 
 
 def unused(role: str, state: Mapping[str, Tensor]) -> list[str]:
@@ -129,7 +155,7 @@ def sources(role: str, state: Mapping[str, Tensor], names: Iterable[str] = ()) -
         state: state of our network; only keys and shapes matter, so it may be on the meta device.
         names: keys of the file; the result spells keys as it does, where versions of their libraries differ.
     """
-    spelling = {_current(role, name): name for name in names}
+    spelling = {current(role, name): name for name in names}
     translate = TRANSLATORS[role](state)
     idle = set(unused(role, state))
     result = {}
@@ -151,7 +177,7 @@ def to_diffusers(role: str, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return result
 
 
-def _current(role: str, name: str) -> str:
+def current(role: str, name: str) -> str:
     """Their key as published files of today spell it."""
     if role == "text_encoder":  # transformers 5 writes no prefix; it reads files with and without
         return "text_model." + name.removeprefix("text_model.")

@@ -113,7 +113,7 @@ def test_a_truncated_file_is_named(source, network, tmp_path, suffix, kept):
     path = write(source.state_dict(), tmp_path / f"cut{suffix}")
     data = path.read_bytes()
     path.write_bytes(data[: int(kept * len(data))])
-    with pytest.raises(CheckpointError, match=re.escape(str(path)) + " is damaged"):
+    with pytest.raises(CheckpointError, match=re.escape(str(path)) + " is (damaged|empty)"):
         load_weights(network, path)
 
 

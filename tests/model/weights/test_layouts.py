@@ -20,7 +20,8 @@ from diffbir.model.networks.control import LatentBranch
 from diffbir.model.networks.swinir import SwinIR
 from diffbir.model.networks.text import OpenClipTextEncoder
 from diffbir.model.networks.unet import UNet
-from diffbir.model.weights.checkpoint import ROLES, CheckpointError, load_weights
+from diffbir.model.weights.checkpoint import CheckpointError, load_weights
+from diffbir.model.weights.places import ROLES
 from diffbir.utils.config import ROOT, load_config
 from scripts import convert_weights, download_weights
 from tests.golden.fill import fill
