@@ -29,6 +29,16 @@ DERIVED = (".attn_mask", ".relative_position_index")  # SwinIR files carry them;
 # What compiling, sharding and checkpointing put into the names of the modules that they wrap, anywhere.
 WRAPPERS = re.compile(r"_orig_mod\.|_fsdp_wrapped_module\.|_checkpoint_wrapped_module\.")
 
+# Parts of the keys of an RRDBNet as BasicSR (Real-ESRGAN) names them -> ours, which are those of ESRGAN and BSRGAN.
+BASICSR = {
+    "body": "RRDB_trunk",
+    **{f"rdb{i}": f"RDB{i}" for i in (1, 2, 3)},
+    "conv_body": "trunk_conv",
+    "conv_up1": "upconv1",
+    "conv_up2": "upconv2",
+    "conv_hr": "HRconv",
+}
+
 
 def read_state_dict(path: str | Path) -> dict[str, Tensor]:
     """Every tensor of a file, as stored.
@@ -67,7 +77,11 @@ def contents(file: WeightFile, role: str | None, own: Mapping[str, Tensor]) -> d
     """
     names = {WRAPPERS.sub("", name): name for name in file.shapes if not name.endswith(DERIVED)}
     stored = {key: file.shapes[name] for key, name in names.items()}
-    place = best(file.path, places(names, own), stored, {k: tuple(v.shape) for k, v in own.items()}, role)
+    shapes = {key: tuple(value.shape) for key, value in own.items()}
+    place = best(file.path, places(names, own), stored, shapes, role)
+    if len(place.found) < len(own):
+        renamed = best(file.path, places(names, own, _from_basicsr), stored, shapes, role)
+        place = renamed if len(renamed.found) > len(place.found) else place
     theirs: Mapping[str, Source] = {}
     if role and len(place.found) < len(own) and is_diffusers(role, names):
         theirs = sources(role, own)
@@ -92,6 +106,10 @@ def contents(file: WeightFile, role: str | None, own: Mapping[str, Tensor]) -> d
         for key, source in theirs.items()
     } or {key: Source((names[name],), stored[name]) for key, name in place.found.items()}
     return found | {name.removeprefix(prefix): Source((names[name],), stored[name]) for name in rest}
+
+
+def _from_basicsr(name: str) -> str:
+    return ".".join(BASICSR.get(part, part) for part in name.split("."))
 
 
 def load_weights(

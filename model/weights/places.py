@@ -65,7 +65,7 @@ def best(path: Path, candidates: Iterable[Place], stored: Shapes, wanted: Shapes
 
     def fit(place: Place) -> tuple[int, ...]:
         same = sum(stored[name] == wanted[key] for key, name in place.found.items())
-        named = role in ROLES and place.prefix.endswith((ROLES[role], f"{role}."))
+        named = role in ROLES and f".{place.prefix.replace(INSIDE, '.')}".endswith((f".{ROLES[role]}", f".{role}."))
         return len(place.found), same, named, bool(EMA.search(place.prefix.lower()))
 
     ordered = sorted(candidates, key=lambda place: (*fit(place), -len(place.prefix)), reverse=True)

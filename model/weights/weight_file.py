@@ -155,10 +155,13 @@ def _reader(path: Path) -> Iterator[Callable[[str], Tensor]]:
 def _torch_state(path: Path) -> dict[str, Tensor]:
     with path.open("rb") as file:
         head = file.read(4)
-    if head != b"PK\x03\x04" and head[:1] != b"\x80":
-        raise ValueError("neither a zip archive nor a pickle")
-    mmap = head[:1] == b"P"  # files of torch before 1.6 cannot be mapped
-    content = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
+        if head != b"PK\x03\x04" and head[:1] != b"\x80":
+            raise ValueError("neither a zip archive nor a pickle")
+        # Files of torch before 1.6 cannot be mapped, and a path that ends in .safetensors is read as such.
+        mmap = head[:1] == b"P" and path.suffix != ".safetensors"
+        file.seek(0)
+        source = path if mmap else file
+        content = torch.load(source, map_location="cpu", weights_only=True, mmap=mmap)
     return _flat(_unwrapped(content)) if isinstance(content, Mapping) else {}
 
 
