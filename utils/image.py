@@ -13,6 +13,7 @@ from PIL import Image, ImageCms, ImageDraw, ImageFont, ImageOps, UnidentifiedIma
 from torch import Tensor
 
 from diffbir.utils.cli import UserError
+from diffbir.utils.texts import list_lines
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
 
@@ -65,10 +66,9 @@ def _walk(folder: Path, below: str = "") -> Iterator[str]:
 
 def _lines(path: Path) -> Iterator[str]:
     try:
-        with path.open(encoding="utf-8") as file:
-            yield from filter(None, map(str.strip, file))
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path} is neither an image ({', '.join(SUFFIXES)}) nor a text file listing images") from error
+        yield from list_lines(path)
+    except UserError as error:
+        raise UserError(f"{path} is neither an image ({', '.join(SUFFIXES)}) nor a list of images: {error}") from error
 
 
 def _some(names: Iterator[str], otherwise: str) -> Iterator[str]:

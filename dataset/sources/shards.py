@@ -7,9 +7,10 @@ each sample once, however unequal the shards are.
 
 import io
 import json
+import logging
 import re
 import tarfile
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +22,11 @@ from diffbir.dataset.sources.tables import Captions
 from diffbir.utils.cli import UserError
 from diffbir.utils.files import replacing
 from diffbir.utils.image import SUFFIXES, ImageError, read_rgb
+from diffbir.utils.texts import decode
 
+log = logging.getLogger(__name__)
+
+LAYOUT = "write NAME.png (or .jpg, ...) and then NAME.txt or NAME.json of each sample"
 # Of each member of a sample: where it starts in the tar and how long it is, bytes; a start of -1 is none.
 MEMBERS = ("image", "txt", "json")
 ENTRY = np.dtype([(f"{member}_{what}", "i8") for member in MEMBERS for what in ("start", "size")])
@@ -99,7 +104,7 @@ def parse_texts(txt: bytes | None, fields: bytes | None, name: str) -> dict[str,
     """
     try:
         texts = {} if fields is None else dict(json.loads(fields))
-        return texts if txt is None else {"txt": txt.decode(), **texts}
+        return texts if txt is None else {"txt": decode(txt), **texts}
     except (ValueError, TypeError) as error:
         raise ImageError(f"{name} has unreadable captions ({error}); write the shard again") from error
 
@@ -162,10 +167,11 @@ def index_shard(path: Path) -> NDArray:
     """Finds the samples of a tar file from its headers alone, in their order; (N,) of `ENTRY`.
 
     Raises:
-        UserError: it is damaged or compressed.
+        UserError: it is damaged or compressed, or its members are not as samples are expected.
     """
     entries: list[dict[str, int]] = []
-    current = None
+    keys: list[tuple[str, str]] = []
+    dotted: dict[int, str] = {}  # number of a sample -> a member of it that would be an image but for a dot in its name
     try:
         with tarfile.open(path, "r:") as tar:
             for member in tar:
@@ -173,18 +179,45 @@ def index_shard(path: Path) -> NDArray:
                 key, _, suffix = name.partition(".")
                 if not member.isfile() or not key:
                     continue
-                if (folder, key) != current:
-                    current = (folder, key)
+                if not keys or (folder, key) != keys[-1]:
+                    keys.append((folder, key))
                     entries.append({})
                 suffix = suffix.lower()
                 kind = "image" if f".{suffix}" in SUFFIXES else suffix
                 if kind in MEMBERS:
+                    if f"{kind}_start" in entries[-1]:
+                        raise UserError(f"{path}: {name} is the second of its kind in its sample; {LAYOUT}")
                     entries[-1] |= {f"{kind}_start": member.offset_data, f"{kind}_size": member.size}
+                elif suffix.endswith(SUFFIXES):
+                    dotted.setdefault(len(entries) - 1, name)
                 tar.members.clear()  # tarfile keeps every header that it has seen
     except (tarfile.TarError, EOFError, OSError) as error:
         raise UserError(f"{path} is not a readable, uncompressed tar file ({error}); fetch it again") from error
+    _check_layout(path, entries, keys, dotted)
     samples = [tuple(entry.get(field, -1) for field in ENTRY.names) for entry in entries if "image_start" in entry]
     return np.array(samples, dtype=ENTRY)
+
+
+def _check_layout(
+    path: Path, entries: Sequence[Mapping[str, int]], keys: Sequence[tuple[str, str]], dotted: Mapping[int, str]
+) -> None:
+    """Refuses shards that were written in another layout, whose pictures or captions would be lost."""
+    with_image = {key for key, entry in zip(keys, entries, strict=True) if "image_start" in entry}
+    without = 0
+    for i, (key, entry) in enumerate(zip(keys, entries, strict=True)):
+        if "image_start" in entry:
+            continue
+        if i in dotted:
+            member = dotted[i].partition(".")[2]
+            raise UserError(
+                f"{path}: {dotted[i]} counts as member '{member}' of sample '{key[1]}', as names of samples end at the "
+                f"first dot; {LAYOUT}, and pairs as two folders (hq, lq)"
+            )
+        if entry and key in with_image:
+            raise UserError(f"{path}: the members of sample '{key[1]}' are not one after another; {LAYOUT}")
+        without += bool(entry)
+    if without:
+        log.warning("%s: %d samples are left out, as they have captions and no image", path, without)
 
 
 def write_shard(path: Path, samples: Iterable[tuple[str, Mapping[str, bytes]]]) -> int:

@@ -1,7 +1,8 @@
 """Tables of images with captions (CSV or parquet)."""
 
 import csv
-from collections.abc import Mapping, Sequence
+import logging
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -10,8 +11,12 @@ from diffbir.dataset.sources.files import Sample
 from diffbir.dataset.sources.texts import Paths, Texts
 from diffbir.utils.cli import UserError
 from diffbir.utils.image import read_rgb
+from diffbir.utils.texts import as_path, find_encoding
 
-TABLES = (".csv", ".parquet")
+TABLES = (".csv", ".tsv", ".parquet")
+SEPARATORS = ",;\t|"
+
+log = logging.getLogger(__name__)
 
 
 class Captions:
@@ -41,7 +46,7 @@ class Table:
     """A CSV or parquet file with one image a row, and captions. Its text is held in memory once for all loaders.
 
     Args:
-        path: the table; a CSV has its columns' names in the first line and is UTF-8.
+        path: the table; a CSV has its columns' names in the first line, and commas, semicolons, tabs or bars.
         image: column of the image paths.
         captions: see `Captions`; columns by name.
         root: folder that the paths start from (default: that of the table).
@@ -66,7 +71,8 @@ class Table:
         empty = [row for row, name in enumerate(names, start=1) if not name]
         if empty:
             raise UserError(f"{path}: row {empty[0]} has no '{image}' ({len(empty)} such); remove the row")
-        self.paths = Paths(root, names)
+        self.paths = Paths(root, (as_path(name, root) for name in names))
+        log.info("%s: %d rows", path, len(self.paths))
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -88,42 +94,89 @@ def read_table(path: Path, names: Sequence[str]) -> dict[str, Texts]:
     """Columns of a CSV or parquet file as text; what is missing is empty.
 
     Raises:
-        UserError: it is missing, damaged, or lacks a column.
+        UserError: it is missing, damaged, lacks a column or has it twice, or a row has other cells than the header.
     """
-
-    def check(known: list[str]) -> None:
-        for name in names:
-            if name not in known:
-                raise UserError(f"{path} has no column '{name}'; its columns are {', '.join(known) or 'none'}")
-
-    columns = {name: Texts() for name in names}
     if not path.is_file():
         raise UserError(f"{path} does not exist; give a table ({', '.join(TABLES)})")
-    if path.suffix.lower() == ".csv":
-        try:
-            with path.open(newline="", encoding="utf-8-sig") as file:
-                reader = csv.DictReader(file)
-                check(list(reader.fieldnames or []))
-                for row in reader:
-                    for name, column in columns.items():
-                        column.append(row[name])
-        except (csv.Error, UnicodeDecodeError) as error:
-            raise UserError(f"{path} is not a readable CSV file ({error}); write it as UTF-8") from error
-        return columns
-    if path.suffix.lower() == ".parquet":
-        try:
-            import pyarrow
-            from pyarrow import parquet
-        except ModuleNotFoundError as error:
-            raise UserError(f"{path} needs pyarrow; pip install pyarrow, or write the table as CSV") from error
-        try:
-            with parquet.ParquetFile(path) as file:
-                check(file.schema_arrow.names)
-                for batch in file.iter_batches(columns=[*columns], use_threads=False):  # they would not survive a fork
-                    for name, column in columns.items():
-                        for value in batch[name].to_pylist():
-                            column.append(None if value is None else str(value))
-        except (pyarrow.ArrowException, OSError) as error:
-            raise UserError(f"{path} is not a readable parquet file; write it again") from error
-        return columns
-    raise UserError(f"{path} is not a table; give one of {', '.join(TABLES)}")
+    suffix = path.suffix.lower()
+    if suffix not in TABLES:
+        raise UserError(f"{path} is not a table; give one of {', '.join(TABLES)}")
+    columns = {name: Texts() for name in names}
+    for row in (_parquet if suffix == ".parquet" else _csv)(path, list(columns)):
+        for value, column in zip(row, columns.values(), strict=True):
+            column.append(value)
+    return columns
+
+
+def _check(path: Path, names: Sequence[str], known: Sequence[str]) -> None:
+    for name in names:
+        if name not in known:
+            raise UserError(f"{path} has no column '{name}'; its columns are {', '.join(known) or 'none'}")
+        if known.count(name) > 1:
+            raise UserError(f"{path} has {known.count(name)} columns '{name}'; rename all but one")
+
+
+def _csv(path: Path, names: Sequence[str]) -> Iterator[list[str]]:
+    """Cells of the named columns, row by row."""
+    how, line = find_encoding(path), 1
+    limit = csv.field_size_limit(2**31 - 1)  # captions may be long
+    try:
+        with path.open(newline="", encoding=how.encoding, errors=how.errors) as file:
+            separator, known = _header(file.readline(), names)
+            _check(path, names, known)
+            file.seek(0)
+            reader = csv.reader(file, delimiter=separator, skipinitialspace=True, strict=True)
+            next(reader)
+            places, line = [known.index(name) for name in names], reader.line_num + 1
+            for row in reader:
+                if len(row) != len(known) and "".join(row).strip():
+                    raise UserError(
+                        f"{path}: line {line} has {len(row)} cells, and the header {len(known)}; put a text with "
+                        f"{separator!r} in it in double quotes"
+                    )
+                if len(row) == len(known):
+                    yield [row[place] for place in places]
+                line = reader.line_num + 1
+    except csv.Error as error:
+        hint = 'write a " within a quoted text as ""'
+        raise UserError(f"{path}: the row from line {line} on is not readable ({error}); {hint}") from error
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path} is not a readable CSV file ({error}); write it as UTF-8") from error
+    finally:
+        csv.field_size_limit(limit)
+
+
+def _header(line: str, names: Sequence[str]) -> tuple[str, list[str]]:
+    """The separator that gives most of the columns that are looked for, then most columns; and the columns."""
+    found = []
+    for separator in SEPARATORS:
+        cells = next(csv.reader([line], delimiter=separator, skipinitialspace=True), [])
+        found.append((separator, [cell.strip() for cell in cells]))
+    return max(found, key=lambda columns: (len(set(names) & set(columns[1])), len(columns[1])))
+
+
+def _parquet(path: Path, names: Sequence[str]) -> Iterator[list[str | None]]:
+    try:
+        import pyarrow
+        from pyarrow import parquet
+    except ModuleNotFoundError as error:
+        raise UserError(f"{path} needs pyarrow; pip install pyarrow, or write the table as CSV") from error
+    try:
+        with parquet.ParquetFile(path) as file:
+            _check(path, names, file.schema_arrow.names)
+            for batch in file.iter_batches(columns=names, use_threads=False):  # they would not survive a fork
+                cells = (map(_text, batch[name].to_pylist()) for name in names)
+                yield from map(list, zip(*cells, strict=True))
+    except (TypeError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} has a column that holds no texts ({error}); write one text a row") from error
+    except (pyarrow.ArrowException, OSError) as error:
+        raise UserError(f"{path} is not a readable parquet file; write it again") from error
+
+
+def _text(value: object) -> str | None:
+    """A cell as text; none, and what is no number, is missing."""
+    if value is None or value != value:
+        return None
+    if isinstance(value, list | dict):
+        raise TypeError(f"a {type(value).__name__}")
+    return value.decode() if isinstance(value, bytes) else str(value)
