@@ -9,6 +9,7 @@ import difflib
 import functools
 import importlib
 import inspect
+import os
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -38,6 +39,9 @@ LIBRARIES = (
     "pytorch_lightning.strategies",
     "bitsandbytes.optim",
 )
+
+# Keys whose values are paths, wherever they stand; so are all below `weights`.
+PATHS = ("photos", "val_photos", "run_dir", "resume", "weights", "source", "path", "root", "hq", "lq", "folder", "lora")
 
 
 class ConfigError(UserError):
@@ -78,7 +82,7 @@ def apply_overrides(config: DictConfig, overrides: Iterable[str], path: str | Pa
             )
         _check_exists(config, key)
         try:
-            OmegaConf.update(config, key, OmegaConf.from_dotlist([f"value={value}"]).value, merge=False)
+            OmegaConf.update(config, key, _path(value) if _is_path(key) else _value(value), merge=False)
         except (OmegaConfBaseException, YAMLError) as error:
             raise ConfigError(f"'{override}': {_first_line(error)}") from error
     missing = list(_open_keys(OmegaConf.to_container(config)))
@@ -89,7 +93,38 @@ def apply_overrides(config: DictConfig, overrides: Iterable[str], path: str | Pa
         OmegaConf.resolve(config)
     except OmegaConfBaseException as error:
         raise ConfigError(f"{path}: {error.full_key or 'a key'}: {_first_line(error)}") from error
+    for key, value in _leaves(OmegaConf.to_container(config)):
+        if _is_path(key) and not (value is None or isinstance(value, str)):
+            raise ConfigError(f"{path}: {key} is read as {value!r} and not as a path; put the path in quotes")
     return config
+
+
+def _value(text: str) -> Any:
+    return OmegaConf.from_dotlist([f"value={text}"]).value
+
+
+def _is_path(key: str) -> bool:
+    first, last = key.partition(".")[0], key.rpartition(".")[2]
+    return first == "weights" or last in PATHS
+
+
+def _path(text: str) -> Any:
+    """The text as it stands: names such as 2024, 1e3, [2019] or `Trip: Rome` mean something else in YAML.
+
+    Only null, text in quotes, a list of texts, and keys with values in braces are what YAML makes of them, unless there
+    is a file or folder of that name.
+    """
+    if text == "null":
+        return None
+    if text[:1] not in ("'", '"', "[", "{") or os.path.exists(text) or os.path.exists(ROOT / text):
+        return text
+    try:
+        value = _value(text)
+    except (OmegaConfBaseException, YAMLError):
+        return text
+    inside = value.values() if isinstance(value, DictConfig) else value if isinstance(value, ListConfig) else ()
+    plain = not isinstance(value, ListConfig) or all(isinstance(part, str) for part in inside)
+    return value if plain and all(part is not None for part in inside) else text
 
 
 def check_keys(config: DictConfig, required: Sequence[str], optional: Sequence[str] = ()) -> None:
@@ -185,6 +220,18 @@ def _open_keys(node: Any, path: str = "") -> Iterator[str]:
         yield path
     for key, value in node.items() if isinstance(node, dict) else enumerate(node) if isinstance(node, list) else ():
         yield from _open_keys(value, _join(path, key))
+
+
+def _leaves(node: Any, path: str = "") -> Iterator[tuple[str, Any]]:
+    """Full keys of the values that are no mappings, and these; items of a list have the key of the list."""
+    if isinstance(node, dict):
+        for key, value in node.items():
+            yield from _leaves(value, _join(path, key))
+    elif isinstance(node, list):
+        for value in node:
+            yield from _leaves(value, path)
+    else:
+        yield path, node
 
 
 def full_name(target: str) -> str:

@@ -527,3 +527,91 @@ def test_a_misspelt_key_is_found_through_a_subclass_that_hands_keys_on():
     )
     with pytest.raises(ConfigError, match=r"module\.params\.optimiser"):
         instantiate(partial, "module")
+
+
+# Paths
+
+NAMES = [
+    *("2024", "1e3", "0x10", "1_000", "012", "1.50", "true", "no", "~", "2019-05-01", "12:30:00", "", "a #1", "#1"),
+    *(
+        "Trip: Rome",
+        "[2019] x",
+        "[2019]",
+        "{2019}",
+        "{000..003}.tar",
+        "{a",
+        "- x",
+        "a: b: c",
+        "x=y",
+        "'t Hooft",
+        "*",
+        "&a",
+    ),
+]
+PATH_KEYS = [
+    "photos",
+    "val_photos",
+    "run_dir",
+    "resume",
+    "weights",
+    "weights.unet",
+    "data.params.source",
+    "data.params.path",
+]
+PATHS_YAML = """
+photos: ???
+val_photos: null
+run_dir: runs/a
+resume: null
+weights: {unet: null}
+data: {target: dataset.pairs.ImagePairs, params: {source: "${photos}"}}
+"""
+
+
+@pytest.mark.parametrize("key", PATH_KEYS)
+@pytest.mark.parametrize("name", NAMES)
+def test_a_path_is_the_text_as_it_stands(write, key, name):
+    config = load_config(write("a.yaml", PATHS_YAML), ["photos=x", f"{key}={name}"])
+    assert OmegaConf.select(config, key) == name
+    if key == "photos":
+        assert config.data.params.source == name
+        saved = write("saved.yaml", OmegaConf.to_yaml(config))
+        assert load_config(saved).photos == name
+
+
+def test_a_path_may_be_nothing_quoted_a_list_or_an_object(write):
+    path = write("a.yaml", PATHS_YAML)
+    source = "{target: dataset.sources.files.Files, params: {source: '2024'}}"
+    config = load_config(
+        path, [f"photos={source}", "resume=null", "weights={unet: a.pth}", "data.params.source=[a, b]"]
+    )
+    assert config.photos.params.source == "2024"
+    assert config.resume is None
+    assert config.weights == {"unet": "a.pth"}
+    assert config.data.params.source == ["a", "b"]
+    assert load_config(path, ["photos='2024'"]).photos == "2024"
+
+
+def test_a_folder_that_is_there_is_meant(write, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    path = write("a.yaml", PATHS_YAML)
+    for name in ("[old]", "{a: b}", "'q'"):
+        (tmp_path / name).mkdir()
+        assert load_config(path, [f"photos={name}"]).photos == name
+
+
+@pytest.mark.parametrize("value", ["2024", "1e3", "true", "[2019]"])
+@pytest.mark.parametrize("key", ["photos", "run_dir", "weights.unet"])
+def test_a_path_in_a_file_that_yaml_reads_as_something_else_is_named(write, key, value):
+    text = PATHS_YAML.replace("photos: ???", "photos: x")
+    old = {"photos": "photos: x", "run_dir": "run_dir: runs/a", "weights.unet": "unet: null"}[key]
+    path = write("a.yaml", text.replace(old, f"{old.partition(':')[0]}: {value}"))
+    with refused(path, f"{key} is read as", "put the path in quotes"):
+        load_config(path)
+
+
+def test_other_values_are_still_yaml(write):
+    config = load_config(
+        write("a.yaml", "{lr: 1, flip: false, n: 3, sizes: []}"), ["lr=1e-3", "flip=true", "sizes=[1, 2]"]
+    )
+    assert config == {"lr": 1e-3, "flip": True, "n": 3, "sizes": [1, 2]}
