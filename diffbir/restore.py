@@ -106,10 +106,8 @@ def prepare(args: argparse.Namespace, output: Path, crew: Team, until_done: Exit
     batch = args.batch if args.batch is not None else 1 if device.type == "cpu" else 0
     plan = make_plan(sources, output, settings, prompts, args.overwrite, batch)
     job = Job(plan, restorers, prompts)
-    if prompts.unused:
-        report.say(
-            f"--prompts {args.prompts}: no image is called {prompts.unused[0]} ({len(prompts.unused)} such rows)"
-        )
+    if unused := prompts.unused:
+        report.say(f"--prompts {args.prompts}: no image is called {unused[0]} ({len(unused)} such rows)")
     if args.dry_run:
         return job
     check_output(output)

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from diffbir.folder.manifest import DONE, Line
-from diffbir.folder.previews import TITLES, preview
+from diffbir.folder.previews import TITLES, has_previews, preview
 from diffbir.utils.files import replacing
 
 NAME = "compare.html"
@@ -25,9 +25,9 @@ def write_gallery(folder: Path, previews: str, lines: Iterable[Line]) -> Path:
     with replacing(path) as part, part.open("w", encoding="utf-8") as file:
         file.write(head.replace("<!-- figures -->", choices))
         for line in lines:
-            pictures = {title: preview(folder / previews / line["output"], title) for title in TITLES}
-            if line["status"] == DONE and all(picture.is_file() for picture in pictures.values()):
-                file.write(card(line, pictures))
+            base = folder / previews / line["output"]
+            if line["status"] == DONE and has_previews(base):
+                file.write(card(line, {title: preview(base, title) for title in TITLES}))
         file.write(tail)
     return path
 

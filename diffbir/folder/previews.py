@@ -18,6 +18,10 @@ def preview(base: Path, title: str) -> Path:
     return base.with_name(f"{base.name}.{title.replace(' ', '')}.jpg")
 
 
+def has_previews(base: Path) -> bool:
+    return all(preview(base, title).is_file() for title in TITLES)
+
+
 def write_previews(base: Path, pictures: Mapping[str, Tensor]) -> None:
     """Writes (1, 3, H, W) in [0, 1] for each of `TITLES`, reduced, as `base.TITLE.jpg`."""
     for title in TITLES:

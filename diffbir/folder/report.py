@@ -9,6 +9,7 @@ from statistics import median
 from diffbir.folder import gallery, manifest
 from diffbir.folder.manifest import DONE, FAILED, PENDING, REFUSED, Line
 from diffbir.folder.plan import TODO, Item, Plan, pixels_of
+from diffbir.folder.previews import has_previews
 from diffbir.folder.writing import failure
 
 # Bytes a pixel of a photo in each format, roughly, for estimates.
@@ -99,6 +100,9 @@ def finish(plan: Plan, output: Path, previews: str | None, errors: Sequence[str]
     before = sum(item.state == DONE for item in plan.items)
     earlier = f" ({before} of them before)" if before else ""
     if page:
+        without = sum(not has_previews(output / previews / line["output"]) for line in done)
+        if without:
+            say(f"{count(without, 'image')} restored before without --compare are not in it; --overwrite redoes them")
         print(printable(f"compare them in {page}"))
     print(printable(f"{len(done)} of {count(len(own), 'image')} restored{earlier}, in {output}"))
     tell_tasks(done, plan.items)
