@@ -22,9 +22,7 @@ OVERRIDE = re.compile(r"[A-Za-z_][\w.\-]*=.*", re.DOTALL)
 
 
 def parser(name: str | None = None) -> argparse.ArgumentParser:
-    p = argparse.ArgumentParser(
-        name, usage=USAGE, description=__doc__, add_help=False, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    p = argparse.ArgumentParser(name, usage=USAGE, description=__doc__, add_help=False)
     options = {option.name: option for option in fields(Options)}
 
     first = p.add_argument_group("the flags that matter first")
@@ -130,7 +128,11 @@ def add_option(group: argparse._ArgumentGroup, option) -> None:
     if isinstance(option.default, bool):
         group.add_argument(flag, action=argparse.BooleanOptionalAction, help=help)
     else:
-        group.add_argument(flag, type=type(option.default), choices=option.metadata["choices"], help=help)
+        choices = option.metadata["choices"]
+        many = choices is not None and len(choices) > 3  # which would make the line too long
+        kind = "NAME" if many else None if choices else {int: "N", float: "X", str: "TEXT"}[type(option.default)]
+        help = f"{help}: {', '.join(choices)}" if many else help
+        group.add_argument(flag, type=type(option.default), choices=choices, metavar=kind, help=help)
 
 
 def between(low: int, high: int) -> Callable[[str], int]:

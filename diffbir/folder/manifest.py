@@ -5,6 +5,7 @@ no run has written. While a run goes on, lines are appended, and the last about 
 file is rewritten with one line for each result, sorted. Processes beside the first append to files of their own.
 """
 
+import errno
 import hashlib
 import json
 import os
@@ -12,6 +13,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+from diffbir.folder.writing import failure
 from diffbir.utils.files import replacing
 
 NAME = "manifest.jsonl"
@@ -80,7 +82,15 @@ class Journal:
         os.close(self.file)
 
     def write(self, line: Line) -> None:
-        os.write(self.file, _encoded(line))
+        """Raises:
+        UserError: the folder can't be written to any more.
+        """
+        data = _encoded(line)
+        try:
+            if os.write(self.file, data) < len(data):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        except OSError as error:
+            raise failure(error, self.path) from error
 
 
 def facts(path: str | Path) -> Line:

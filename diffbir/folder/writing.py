@@ -1,6 +1,7 @@
 """Results as files of any format, which appear whole or not at all."""
 
 import contextlib
+import io
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -26,6 +27,7 @@ WITH_ALPHA = ("PNG", "TIFF", "WEBP", "AVIF")
 METADATA = {"PNG": ("exif", "icc_profile", "dpi"), "JPEG": ("exif", "icc_profile", "dpi"),
             "TIFF": ("exif", "icc_profile", "dpi"), "WEBP": ("exif", "icc_profile"), "AVIF": ("exif", "icc_profile"),
             "BMP": ("dpi",)}  # fmt: skip
+DEFLATE = (cv2.IMWRITE_TIFF_COMPRESSION, 8)  # OpenCV's LZW is rarely smaller, and not read by everything
 LOSSLESS = 100  # the quality at which WebP and AVIF lose nothing, or next to nothing
 
 Written = Image.Image | NDArray  # PIL image, or (H, W) or (H, W, 1 | 3 | 4) uint8 or uint16
@@ -69,15 +71,18 @@ def write(path: Path, picture: Written, quality: int = 95, metadata: Mapping[str
     """
     kind = KINDS[path.suffix.lower()]
     try:
-        with replacing(path) as part:
-            if isinstance(picture, np.ndarray) and picture.dtype == np.uint16 and kind in OF_16_BITS:
-                part.write_bytes(encoded_16(picture, path.suffix))
-            else:
-                image = fitting(to_pil(picture), kind)
-                own = {k: v for k, v in (metadata or {}).items() if k in METADATA[kind] and v}
-                image.save(part, format=kind, **settings_of(kind, quality), **own)
-            with part.open("rb") as file:
-                os.fsync(file.fileno())  # so that no power cut leaves an empty file that counts as done
+        if isinstance(picture, np.ndarray) and picture.dtype == np.uint16 and kind in OF_16_BITS:
+            data = encoded_16(picture, path.suffix)
+        else:
+            image = fitting(to_pil(picture), kind)
+            own = {k: v for k, v in (metadata or {}).items() if k in METADATA[kind] and v}
+            memory = io.BytesIO()  # Pillow, writing to a file, doesn't notice a full disk
+            image.save(memory, format=kind, **settings_of(kind, quality), **own)
+            data = memory.getbuffer()
+        with replacing(path) as part, part.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())  # so that no power cut leaves an empty file that counts as done
     except (OSError, ValueError) as error:
         raise failure(error, path) from error
 
@@ -118,7 +123,7 @@ def encoded_16(picture: NDArray[np.uint16], ending: str) -> bytes:
     orders = {3: cv2.COLOR_RGB2BGR, 4: cv2.COLOR_RGBA2BGRA}
     channels = picture.shape[-1] if picture.ndim == 3 else 1
     bgr = cv2.cvtColor(picture, orders[channels]) if channels in orders else picture
-    done, data = cv2.imencode(ending.lower(), bgr)
+    done, data = cv2.imencode(ending.lower(), bgr, DEFLATE if ending.lower() != ".png" else ())
     if not done:
         raise ValueError("16 bits could not be encoded")
     return data.tobytes()
