@@ -1,72 +1,155 @@
 """What the command line does once its flags are right."""
 
 import argparse
-import sys
-from collections import Counter
-from dataclasses import fields
+import signal
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 
-import numpy as np
-from numpy.typing import NDArray
-from tqdm import tqdm
-
+from diffbir.folder import begin, report
+from diffbir.folder.inputs import find_sources
+from diffbir.folder.plan import Plan, Settings, make_plan, split
+from diffbir.folder.processes import (
+    Silent,
+    Team,
+    Terminated,
+    device_of,
+    local_rank,
+    parent_lives,
+    run_devices,
+    stoppable,
+    team,
+)
+from diffbir.folder.prompts import Prompts, read_prompts
+from diffbir.folder.restorers import AUTO, Restorers
+from diffbir.folder.sizes import Target
+from diffbir.folder.work import Share, work
+from diffbir.folder.writing import check_format, check_output
+from diffbir.model.networks.text import NullTextEncoder
 from diffbir.model.options import Options
-from diffbir.model.restorer import Restorer, Result
+from diffbir.model.restorer import options_of
 from diffbir.utils.cli import UserError
-from diffbir.utils.image import ImageError, list_images, side_by_side, write_png
+from diffbir.utils.device import pick_device, pick_precision
+
+
+@dataclass
+class Job:
+    """What all processes know.
+
+    Args:
+        shares: one for each process.
+    """
+
+    plan: Plan
+    restorers: Restorers
+    prompts: Prompts
+    shares: list[Share] = field(default_factory=list)
 
 
 def restore(args: argparse.Namespace) -> int:
-    """Restores every image that the flags of `diffbir.command` name; 1 if some were damaged, else 0.
+    """Restores every image that the flags of `diffbir.command` name.
+
+    Returns:
+        0; 1 if some images failed; 130 or 143 after Ctrl-C or SIGTERM, from which the same command goes on.
 
     Raises:
-        UserError: nothing to restore, or a flag whose value can't be used.
+        UserError: nothing to restore, a flag whose value can't be used, or a folder that can't be written to.
     """
-    output = Path(args.output)
-    paths = [p for p in list_images(args.input) if output.resolve() not in p.resolve().parents]
-    if not paths:
-        raise UserError(f"no images in {args.input} other than results in {output}; give another folder")
-    restorer = Restorer.from_preset(
-        args.preset,
-        args.device,
-        args.precision,
-        task=args.task,
-        stage1=args.stage1,
-        stage=args.stage,
-        offload=args.offload,
-        overrides=args.overrides,
+    crew = team()
+    try:
+        with stoppable(), ExitStack() as until_done:
+            return run(args, crew, until_done)
+    except Silent:
+        return 1
+
+
+def run(args: argparse.Namespace, crew: Team, until_done: ExitStack) -> int:
+    output = Path(args.output).expanduser()
+    job = crew.share(lambda: prepare(args, output, crew, until_done))
+    if args.dry_run:
+        if crew.rank == 0:
+            report.dry_run(job.plan, output, max(crew.size, args.devices))
+        return crew.leave(0)
+    stopped, errors = 0, []
+    try:
+        errors = crew.gather("\n".join(compute(args, job, crew)))
+    except (KeyboardInterrupt, Terminated) as stop:
+        stopped = 128 + (signal.SIGINT if isinstance(stop, KeyboardInterrupt) else signal.SIGTERM)
+    if crew.rank:
+        return stopped or crew.leave(0)
+    code = report.finish(job.plan, output, args.compare and job.shares[0].compare, list(filter(None, errors)), stopped)
+    return stopped or crew.leave(code)
+
+
+def prepare(args: argparse.Namespace, output: Path, crew: Team, until_done: ExitStack) -> Job:
+    """Everything that can go wrong before the first image, in the order in which it leaves least behind."""
+    if crew.size > 1 and args.devices > 1:
+        raise UserError("--devices starts processes, and torchrun has started some already; use one of them")
+    if (args.long_side is not None and args.size is not None) or (
+        args.upscale is not None and (args.long_side or args.size)
+    ):
+        raise UserError("--upscale, --long-side and --size exclude each other; give one")
+    check_format(args.format)
+    first = device_of(args.device, local_rank()) if max(crew.size, args.devices) > 1 else args.device
+    device = pick_device(first)
+    restorers = Restorers(
+        args.preset, args.task, args.stage1, args.stage, pick_precision(args.precision, device), args.offload,
+        tuple(args.overrides), first,
+    )  # fmt: skip
+    flags = {f.name: getattr(args, f.name) for f in fields(Options) if getattr(args, f.name) is not None}
+    options = options_of(restorers.config(), flags)
+    settings = Settings(
+        restorers.facts(), asdict(options), Target(args.long_side, args.size), args.format, args.quality, args.suffix
     )
-    flags = {f.name: getattr(args, f.name) for f in fields(Options)}
-    flags = {name: value for name, value in flags.items() if value is not None}
-    options = restorer.options(**flags)
-
-    failures = []
-    bar = tqdm(list(zip(paths, result_names(paths, Path(args.input)), strict=True)), unit="image", desc="restoring")
-    for path, name in bar:
-        bar.set_postfix_str(path.name)
-        with tqdm(total=0 if options.stage == "1" else options.steps, unit="step", leave=False) as steps:
-            try:
-                result = restorer(path, stages=True, progress=lambda p, bar=steps: bar.update(p.step - bar.n), **flags)
-            except ImageError as error:
-                failures.append(str(error))
-                continue
-        write_png(output / name, np.asarray(result.image))
-        if args.save_stages:
-            write_png(output / "stages" / name, stages(result))
-    for failure in failures:
-        print(f"error: {failure}", file=sys.stderr)
-    print(f"{len(paths) - len(failures)} of {len(paths)} images restored, in {output}")
-    return 1 if failures else 0
-
-
-def stages(result: Result) -> NDArray[np.uint8]:
-    pictures = {"input": result.input, "stage 1": result.stage1, "result": result.image}
-    return side_by_side({title: np.asarray(picture) for title, picture in pictures.items()})
+    sources = find_sources(args.input, output)
+    prompts = read_prompts(args.prompts, (options.prompt, options.negative_prompt), sources)
+    batch = args.batch if args.batch is not None else 1 if device.type == "cpu" else 0
+    plan = make_plan(sources, output, settings, prompts, args.overwrite, batch)
+    job = Job(plan, restorers, prompts)
+    if unused := prompts.unused:
+        report.say(f"--prompts {args.prompts}: no image is called {unused[0]} ({len(unused)} such rows)")
+    if args.dry_run:
+        return job
+    check_output(output)
+    processes = max(crew.size, args.devices)
+    if plan.todo and processes == 1:  # a model that can't be built leaves no folder behind
+        restorers.build()
+    stages = begin.free_name("stages", plan) if args.save_stages else None
+    compare = begin.free_name("compare", plan) if args.compare else None
+    begin.begin(plan, output, until_done, stages, compare)
+    for batches in split(plan, processes):
+        job.shares.append(Share(output, plan.items, batches, settings, args.task == AUTO, stages, compare))
+    report.tell_finished(plan)
+    return job
 
 
-def result_names(paths: list[Path], source: Path) -> list[Path]:
-    """Relative path of each result: the input's, as .png. Inputs that differ only in suffix keep it in the name."""
-    root = source if source.is_dir() else source.parent
-    relative = [p.relative_to(root) if p.is_relative_to(root) else Path(p.name) for p in paths]
-    count = Counter(p.with_suffix("") for p in relative)
-    return [p.with_suffix(".png") if count[p.with_suffix("")] == 1 else p.with_name(p.name + ".png") for p in relative]
+def compute(args: argparse.Namespace, job: Job, crew: Team) -> list[str]:
+    """This process's share, or all that it starts processes for; returns what went wrong, as sentences."""
+    if not job.plan.todo:
+        return []
+    if args.devices > 1:
+        return run_devices(work_in_process, [(args.device, job, share) for share in job.shares])
+    job.restorers.device = device_of(args.device, local_rank()) if crew.size > 1 else args.device
+    try:
+        restore_share(job, job.shares[crew.rank], crew.rank)
+    except UserError as error:
+        return [str(error)]
+    return []
+
+
+def work_in_process(device: str, job: Job, share: Share, rank: int) -> None:
+    job.restorers.device = device_of(device, rank)
+    restore_share(job, share, rank)
+
+
+def restore_share(job: Job, share: Share, rank: int) -> None:
+    """Raises:
+    UserError: the model can't be built, or results can't be written.
+    """
+    if not share.batches:
+        return
+    restorer = job.restorers.build()
+    textless = restorer.text_encoder is None or isinstance(restorer.text_encoder, NullTextEncoder)
+    if rank == 0 and textless and any(any(item.prompt) for item in job.plan.todo):
+        report.say("this model knows no text; prompts change nothing")
+    work(share, job.restorers, rank, quiet=rank > 0, going_on=parent_lives)

@@ -494,13 +494,32 @@ class Restorer:
         Raises:
             UserError: an unknown option, or a value out of range.
         """
-        known = list(Options.__dataclass_fields__)
-        for name in changes:
-            if name not in known:
-                raise UserError(f"unknown option '{name}'{hint(name, known)}")
-        solver = changes.get("solver", self.defaults.solver)
-        trained = self.one_step.options if solver == "one_step" and self.one_step else {}
-        return replace(self.defaults, **{**trained, **changes})
+        trained = self.one_step.options if self.one_step else {}
+        return changed(self.defaults, trained, changes)
+
+
+def changed(defaults: Options, one_step: Mapping[str, Any], changes: Mapping[str, Any]) -> Options:
+    """Options with some values changed, over those of one step where that is the solver.
+
+    Raises:
+        UserError: an unknown option, or a value out of range.
+    """
+    known = list(Options.__dataclass_fields__)
+    for name in changes:
+        if name not in known:
+            raise UserError(f"unknown option '{name}'{hint(name, known)}")
+    trained = one_step if changes.get("solver", defaults.solver) == "one_step" else {}
+    return replace(defaults, **{**trained, **changes})
+
+
+def options_of(config: DictConfig, changes: Mapping[str, Any]) -> Options:
+    """The options that a restorer of this configuration would have; builds nothing.
+
+    Raises:
+        UserError: an unknown option, or a value out of range.
+    """
+    node = config.get("one_step") or {}
+    return changed(Options(**sampling_of(config)), sampling_of(node, "one_step."), changes)
 
 
 def with_additions(networks: dict[str, nn.Module | None], path: str | Path) -> dict[str, nn.Module | None]:

@@ -1,6 +1,7 @@
 """Files and folders that appear whole or not at all."""
 
 import errno
+import itertools
 import os
 import re
 import shutil
@@ -9,6 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+COUNT = itertools.count()
 
 
 @contextmanager
@@ -19,7 +21,8 @@ def replacing(path: str | Path) -> Iterator[Path]:
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")  # processes may be writing the same file
+    # Processes and threads may be writing the same file; the name of a file may be as long as the system allows.
+    part = path.with_name(f".{path.name[:40]}.{os.getpid()}.{next(COUNT)}.part")
     try:
         yield part
         os.replace(part, path)
