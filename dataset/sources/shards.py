@@ -170,19 +170,18 @@ def index_shard(path: Path) -> NDArray:
         UserError: it is damaged or compressed, or its members are not as samples are expected.
     """
     entries: list[dict[str, int]] = []
-    keys: list[tuple[str, str]] = []
+    keys: list[str] = []
     dotted: dict[int, str] = {}  # number of a sample -> a member of it that would be an image but for a dot in its name
     try:
         with tarfile.open(path, "r:") as tar:
             for member in tar:
-                folder, _, name = member.name.rpartition("/")
-                key, _, suffix = name.partition(".")
-                if not member.isfile() or not key:
+                key, suffix = split_name(member.name)
+                if not member.isfile() or key is None:
                     continue
-                if not keys or (folder, key) != keys[-1]:
-                    keys.append((folder, key))
+                name = member.name.rpartition("/")[2]
+                if not keys or key != keys[-1]:
+                    keys.append(key)
                     entries.append({})
-                suffix = suffix.lower()
                 kind = "image" if f".{suffix}" in SUFFIXES else suffix
                 if kind in MEMBERS:
                     if f"{kind}_start" in entries[-1]:
@@ -199,7 +198,7 @@ def index_shard(path: Path) -> NDArray:
 
 
 def _check_layout(
-    path: Path, entries: Sequence[Mapping[str, int]], keys: Sequence[tuple[str, str]], dotted: Mapping[int, str]
+    path: Path, entries: Sequence[Mapping[str, int]], keys: Sequence[str], dotted: Mapping[int, str]
 ) -> None:
     """Refuses shards that were written in another layout, whose pictures or captions would be lost."""
     with_image = {key for key, entry in zip(keys, entries, strict=True) if "image_start" in entry}
@@ -207,17 +206,25 @@ def _check_layout(
     for i, (key, entry) in enumerate(zip(keys, entries, strict=True)):
         if "image_start" in entry:
             continue
+        sample = key.rpartition("/")[2]
         if i in dotted:
             member = dotted[i].partition(".")[2]
             raise UserError(
-                f"{path}: {dotted[i]} counts as member '{member}' of sample '{key[1]}', as names of samples end at the "
+                f"{path}: {dotted[i]} counts as member '{member}' of sample '{sample}', as names of samples end at the "
                 f"first dot; {LAYOUT}, and pairs as two folders (hq, lq)"
             )
         if entry and key in with_image:
-            raise UserError(f"{path}: the members of sample '{key[1]}' are not one after another; {LAYOUT}")
+            raise UserError(f"{path}: the members of sample '{sample}' are not one after another; {LAYOUT}")
         without += bool(entry)
     if without:
         log.warning("%s: %d samples are left out, as they have captions and no image", path, without)
+
+
+def split_name(name: str) -> tuple[str | None, str]:
+    """A member's sample and kind: `a/b.c.PNG` -> (`a/b`, `c.png`); a name without either belongs to none."""
+    folder, slash, name = name.rpartition("/")
+    key, _, suffix = name.partition(".")
+    return f"{folder}{slash}{key}" if key else None, suffix.lower()
 
 
 def write_shard(path: Path, samples: Iterable[tuple[str, Mapping[str, bytes]]]) -> int:
