@@ -241,6 +241,8 @@ def _raster(samples: NDArray, tags: Tags, photometric: int) -> Raster:
         else:
             alpha = scaled(samples[..., channels], declared)[0]
         if meaning == ASSOCIATED:
+            if photometric in (GREY_INVERTED, CMYK):
+                raise Unsupported("is a TIFF whose inks are multiplied by its alpha; save it as RGB")
             colour = _divided(colour, alpha)
     if photometric == GREY_INVERTED:
         colour = (white(colour.dtype) - colour).astype(colour.dtype)
