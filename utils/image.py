@@ -1,6 +1,5 @@
 """Image files: the only place where images are uint8 (H, W, 3); everywhere else they are float32 NCHW RGB in [0, 1]."""
 
-import io
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,17 +8,18 @@ from typing import BinaryIO
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image, ImageCms, ImageDraw, ImageFont, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from diffbir.utils.cli import UserError
+from diffbir.utils.decode import ImageError, decode
+from diffbir.utils.profiles import as_image, to_srgb, unit_srgb
+from diffbir.utils.raster import white
 from diffbir.utils.texts import list_lines
 
+__all__ = ["ImageError"]  # of `read_rgb`
+
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
-
-
-class ImageError(UserError):
-    """An image file that cannot be read; the message names it."""
 
 
 def list_images(source: str | Path) -> list[Path]:
@@ -80,53 +80,33 @@ def _some(names: Iterator[str], otherwise: str) -> Iterator[str]:
     yield from names
 
 
-def read_rgb(file: str | Path | BinaryIO, name: str | None = None) -> NDArray[np.uint8]:
+def read_rgb(file: str | Path | BinaryIO, name: str | None = None, *, lenient: bool = False) -> NDArray[np.uint8]:
     """Reads an image as it is meant to be seen: upright (EXIF), in sRGB (ICC), alpha laid over white.
 
     Args:
         file: a path, or an open file.
         name: what messages call it (default: the path).
+        lenient: also reads a JPEG that has all pixels and lacks only its end marker.
 
     Returns:
         (H, W, 3) uint8 RGB.
 
     Raises:
-        ImageError: missing, truncated or not an image.
+        ImageError: missing, damaged, too large, or nothing that is read right; see docs/pictures.md.
     """
-    name = name or str(file)
-    try:
-        with Image.open(file) as image:
-            image.load()
-            ImageOps.exif_transpose(image, in_place=True)
-            if image.mode.startswith(("I", "F")):  # 16-bit greyscale; Pillow would clip instead of scale
-                grey = np.asarray(image, dtype=np.float32).clip(min=0)
-                white = 1.0 if image.mode == "F" and grey.max() <= 1 else max(65535.0, grey.max())
-                image = Image.fromarray(np.rint(grey / white * 255).astype(np.uint8))
-            rgb = to_srgb(image)
-            if image.has_transparency_data:
-                rgb.putalpha(image.convert("RGBA").getchannel("A"))
-                rgb = Image.alpha_composite(Image.new("RGBA", rgb.size, "white"), rgb).convert("RGB")
-            return np.asarray(rgb)
-    except FileNotFoundError as error:
-        raise ImageError(f"{name} does not exist") from error
-    except (UnidentifiedImageError, Image.DecompressionBombError) as error:
-        raise ImageError(f"{name} is not a readable image; replace or remove it") from error
-    except (OSError, SyntaxError, ValueError) as error:
-        raise ImageError(f"{name} is damaged ({error}); replace or remove it") from error
-
-
-def to_srgb(image: Image.Image) -> Image.Image:
-    """Any mode of 8 bits -> RGB in sRGB by its profile; alpha is dropped."""
-    profile = image.info.get("icc_profile")
-    if image.mode not in ("RGB", "CMYK", "L"):
-        image = image.convert("L" if image.mode in ("1", "LA", "La") else "RGB")
-    if profile:
-        try:
-            source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
-            return ImageCms.profileToProfile(image, source, ImageCms.createProfile("sRGB"), outputMode="RGB")
-        except (ImageCms.PyCMSError, OSError):
-            pass  # a broken profile: the pixel values as they stand are the best guess
-    return image if image.mode == "RGB" else image.convert("RGB")  # a copy of a large photo takes long
+    raster = decode(file, name, lenient=lenient)
+    if raster.colour.dtype == np.uint8:
+        rgb = (
+            np.asarray(to_srgb(as_image(raster.colour, raster.icc)))
+            if raster.icc or raster.colour.shape[2] != 3
+            else raster.colour
+        )
+    else:
+        rgb = 255 * np.broadcast_to(unit_srgb(raster), (*raster.colour.shape[:2], 3))
+    if raster.alpha is not None:
+        alpha = raster.alpha[..., None] / np.float32(white(raster.alpha.dtype))
+        rgb = rgb * alpha + 255 * (1 - alpha)
+    return rgb if rgb.dtype == np.uint8 else np.rint(rgb).astype(np.uint8)
 
 
 def write_png(path: str | Path, rgb: NDArray[np.uint8]) -> None:

@@ -12,7 +12,8 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 from diffbir.utils.cli import UserError
-from diffbir.utils.image import read_rgb, to_srgb, to_tensor, to_uint8
+from diffbir.utils.image import read_rgb, to_tensor, to_uint8
+from diffbir.utils.profiles import to_srgb
 
 Picture = str | Path | Image.Image | NDArray | Tensor
 Back = Callable[[Tensor], Any]  # (B, 3, h, w) RGB in [0, 1], any size -> a picture of the kind that came in
