@@ -34,7 +34,7 @@ def adain(content: Tensor, style: Tensor, eps: float = 1e-5) -> Tensor:
 
 
 def luma(x: Tensor) -> Tensor:
-    """Y of YCbCr by ITU-R BT.601, in [16, 235] / 255, not rounded; as MATLAB's `rgb2ycbcr`: (B, 3, H, W) -> (B, 1, H, W)."""
+    """Y of ITU-R BT.601 as MATLAB's `rgb2ycbcr`, [16, 235] / 255, not rounded: (B, 3, H, W) -> (B, 1, H, W)."""
     weights = torch.tensor([65.481, 128.553, 24.966], dtype=x.dtype, device=x.device).view(3, 1, 1)
     return ((x * weights).sum(dim=1, keepdim=True) + 16) / 255
 

@@ -23,8 +23,8 @@ GREY = (0.299, 0.587, 0.114)  # full range, 0 to 255
 class NIQE(nn.Module):
     """Natural image quality evaluator (Mittal et al. 2013): lower is more natural.
 
-    The distance between the Gaussian of 36 statistics over blocks of 96 x 96 pixels and that of pristine photos. What is
-    left at the right and at the bottom is not seen; small pictures have few blocks and uncertain values.
+    The distance between the Gaussian of 36 statistics over blocks of 96 x 96 pixels and that of pristine photos. What
+    is left at the right and at the bottom is not seen; small pictures have few blocks and uncertain values.
 
     Args:
         weights: safetensors file with `mean` (36,) and `cov` (36, 36) of pristine photos.
@@ -158,7 +158,7 @@ def _normalised(grey: Tensor, border: str) -> Tensor:
 
 
 def _halved(x: Tensor) -> Tensor:
-    """MATLAB's `imresize(x, 0.5)`: bicubic with antialiasing, borders mirrored with the edge twice; odd sides round up."""
+    """MATLAB's `imresize(x, 0.5)`: bicubic with antialiasing, borders mirrored, odd sides rounded up."""
     h, w = x.shape[-2:]
     margin = 8  # more than half the window of 8 pixels, and even
 

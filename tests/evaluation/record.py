@@ -1,4 +1,4 @@
-"""Records what pyiqa computes on the pairs of the tests. It is not for commercial use, so no requirement of anything here.
+"""Records what pyiqa computes on the pairs of the tests. Its licence is non-commercial: nothing here depends on it.
 
 In an environment that has pyiqa 0.1.16 too, with the weights that the authors publish on PyPI:
 
