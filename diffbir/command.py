@@ -18,6 +18,14 @@ def parser(name: str | None = None) -> argparse.ArgumentParser:
         default="mini",
         help=f"{', '.join(names(PRESETS))}, or a YAML, e.g. of a training (default: %(default)s)",
     )
+    add_restoration(p)
+    p.add_argument("--save-stages", action="store_true", help="also write OUTPUT/stages/: input, stage 1 and result")
+    p.add_argument("overrides", nargs="*", metavar="key=value", help="changes to the preset's YAML")
+    return p
+
+
+def add_restoration(p: argparse.ArgumentParser) -> None:
+    """The flags that say how pictures are restored, but for the preset."""
     p.add_argument("--task", help="of a preset with several: sr, face or denoise (default: its first)")
     p.add_argument("--stage1", help=f"another stage 1: {', '.join(names(STAGE1))}, or a YAML")
     p.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps, ... (default: %(default)s)")
@@ -32,7 +40,6 @@ def parser(name: str | None = None) -> argparse.ArgumentParser:
         action="store_true",
         help="keep only the network that computes in GPU memory: slower",
     )
-    p.add_argument("--save-stages", action="store_true", help="also write OUTPUT/stages/: input, stage 1 and result")
     group = p.add_argument_group("restoration (defaults come from the preset)")
     for option in fields(Options):
         flag, help = "--" + option.name.replace("_", "-"), option.metadata["help"]
@@ -40,8 +47,6 @@ def parser(name: str | None = None) -> argparse.ArgumentParser:
             group.add_argument(flag, action=argparse.BooleanOptionalAction, help=help)
         else:
             group.add_argument(flag, type=type(option.default), choices=option.metadata["choices"], help=help)
-    p.add_argument("overrides", nargs="*", metavar="key=value", help="changes to the preset's YAML")
-    return p
 
 
 @entry_point

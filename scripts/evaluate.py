@@ -23,7 +23,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from diffbir.command import parser as restoring
+from diffbir.command import add_restoration
 from diffbir.evaluation.datasets import DATASETS, find
 from diffbir.evaluation.protocols import METRICS, PROTOCOLS, PYIQA, SET_METRICS, Protocol
 from diffbir.utils.cli import UserError, entry_point
@@ -31,11 +31,8 @@ from diffbir.utils.cli import UserError, entry_point
 SHOWN = "; ".join(f"{name} ({p.describe()})" for name, p in PROTOCOLS.items())
 
 
-def parse(argv: list[str] | None) -> tuple[argparse.Namespace, list[str]]:
-    """The arguments, and what is left for the restoration."""
-    p = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-    )
+def parse(argv: list[str] | None) -> argparse.Namespace:
+    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("results", nargs="*", metavar="[NAME=]RESULTS", help="folders of restored pictures")
     p.add_argument("--reference", type=Path, help="folder of the clean pictures; without it, NIQE and BRISQUE are left")
     p.add_argument("--output", type=Path, default=Path("outputs/evaluation"), help="folder (default: %(default)s)")
@@ -54,29 +51,20 @@ def parse(argv: list[str] | None) -> tuple[argparse.Namespace, list[str]]:
     p.add_argument("--compare", nargs=2, metavar=("A", "B"), help="names of two methods, or two report.json")
     p.add_argument("--dataset", choices=DATASETS, help="a standard set: its folders, protocol and size")
     p.add_argument("--data", type=Path, default=Path("datasets"), help="where the sets lie (default: %(default)s)")
-    p.add_argument("--preset", help="restores --input first; further flags are those of inference.py")
+    p.add_argument("--preset", help="restores --input first, by this preset, further flags and key=value")
     p.add_argument("--input", type=Path, help="the degraded pictures, for --preset")
-    p.add_argument("--device", default="auto", help="auto, cpu, cuda, ... (default: %(default)s)")
     p.add_argument("--batch", type=int, default=1, help="pictures of equal size at once (default: %(default)s)")
-    args, others = p.parse_known_args(argv)
-    wrong = [other for other in others if other.startswith("-")]
-    if wrong and not args.preset:
-        p.error(f"unrecognized arguments: {' '.join(wrong)} (flags of inference.py need --preset)")
-    if args.preset:  # refuses wrong flags before anything is loaded
-        overrides = [word for word in args.results if "=" in word and not Path(word.partition("=")[2]).exists()]
-        args.results = [word for word in args.results if word not in overrides]
-        others += overrides
-        restoring(p.prog).parse_args([*_io(args, "x"), *others])
-    return args, others
-
-
-def _io(args: argparse.Namespace, output: str) -> list[str]:
-    return ["--input", str(args.input), "--output", output, "--preset", args.preset, "--device", args.device]
+    add_restoration(p)
+    args = p.parse_args(argv)
+    args.overrides = [word for word in args.results if "=" in word and not Path(word.partition("=")[2]).exists()]
+    if args.preset:
+        args.results = [word for word in args.results if word not in args.overrides]
+    return args
 
 
 @entry_point
 def main(argv: list[str] | None = None) -> int:
-    args, others = parse(argv)
+    args = parse(argv)
     command = " ".join(["python scripts/evaluate.py", *map(shlex.quote, sys.argv[1:] if argv is None else argv)])
     if args.compare and all(name.endswith(".json") for name in args.compare) and not args.results:
         return compare_reports(*map(Path, args.compare))
@@ -109,7 +97,8 @@ def main(argv: list[str] | None = None) -> int:
 
         title = Path(args.preset).stem
         restored = args.output / "restored" / title
-        status = restore(restoring().parse_args([*_io(args, str(restored)), *others]))
+        flags = {**vars(args), "input": str(args.input), "output": str(restored), "save_stages": False}
+        status = restore(argparse.Namespace(**flags))
         results[title] = restored
     found = run.evaluate(results, args.reference, chosen, args.metrics, pick_device(args.device), args.batch)
     found["protocol"] = {"name": name, **found["protocol"]}
