@@ -59,9 +59,9 @@ def evaluate(
         "reference": None if reference is None else {"folder": str(reference)},
         "methods": {},
     }
-    references = None if reference is None else _files(reference)
+    references = None if reference is None else named_files(reference)
     for title, folder in results.items():
-        files = _files(folder)
+        files = named_files(folder)
         pairing = Pairing({n: (p, None) for n, p in files.items()}) if references is None else pair(files, references)
         count, sets = len(pairing.pairs), {}
         for name in (name for name in names if name in SET_METRICS and reference is not None):
@@ -185,7 +185,7 @@ def _centre(rgb: Any, side: int, path: Path) -> Tensor:
     return to_tensor(rgb)
 
 
-def _files(folder: Path) -> dict[str, Path]:
+def named_files(folder: Path) -> dict[str, Path]:
     root, names = image_names(folder)
     return {name: root / name for name in names}
 
