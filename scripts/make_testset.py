@@ -17,6 +17,7 @@ from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from diffbir.dataset.degradations.resize import resize
 from diffbir.dataset.pairs import ImagePairs
 from diffbir.dataset.preflight import Recorded, read_recipe
 from diffbir.utils.cli import UserError, entry_point
@@ -36,6 +37,13 @@ def main(argv: list[str] | None = None) -> None:
     p.add_argument("--degradation", required=True, help="YAML with the recipe (configs/dataset/)")
     p.add_argument("--size", type=int, default=512, help="side of the centre crops, pixels (default: %(default)s)")
     p.add_argument("--short-side", type=int, help="resizes the short side to this before the crop, pixels")
+    p.add_argument(
+        "--lq-scale",
+        type=int,
+        default=1,
+        help="stores degraded pictures this much smaller, for methods that enlarge themselves: recipes enlarge them to "
+        "the clean ones' size, which is undone (default: %(default)s)",
+    )
     p.add_argument("--count", type=int, help="only the first so many images")
     p.add_argument("--seed", type=int, default=0, help="of the degradations (default: %(default)s)")
     args = p.parse_args(argv)
@@ -43,6 +51,8 @@ def main(argv: list[str] | None = None) -> None:
     if args.output.exists():
         raise UserError(f"{args.output} already exists; remove it, or give another folder")
     recipe = read_recipe(args.degradation)
+    if args.lq_scale < 1 or args.size % args.lq_scale:
+        raise UserError(f"--lq-scale {args.lq_scale} must divide --size {args.size}")
     degradation = Recorded(instantiate(recipe, "degradation"))
     pairs = ImagePairs(
         args.input,
@@ -58,11 +68,19 @@ def main(argv: list[str] | None = None) -> None:
     with replacing(args.output) as part:
         for n in tqdm(range(min(args.count or len(pairs), len(pairs))), unit="pair"):
             item, name = pairs[n], f"{n:05d}.png"
-            for key in ("hq", "lq"):
-                write_png(part / key / name, to_uint8(item[key]))
+            hq, lq = to_uint8(item["hq"]), to_uint8(item["lq"])
+            height, width = (side // args.lq_scale for side in lq.shape[:2])
+            write_png(part / "hq" / name, hq)
+            write_png(part / "lq" / name, lq if args.lq_scale == 1 else resize(lq, height, width, "bicubic"))
             source = pairs.source.name(n)
             items.append({"name": name, "source": source, "seed": [args.seed, n], "drawn": degradation.drawn})
-        facts = {"seed": args.seed, "size": args.size, "short_side": args.short_side, "crop": "centre"}
+        facts = {
+            "seed": args.seed,
+            "size": args.size,
+            "short_side": args.short_side,
+            "crop": "centre",
+            "lq_scale": args.lq_scale,
+        }
         facts["versions"] = versions(PACKAGES)
         (part / "testset.json").write_text(json.dumps({**facts, "items": items}, indent=2) + "\n")
         OmegaConf.save(OmegaConf.create({"degradation": recipe}), part / "recipe.yaml")

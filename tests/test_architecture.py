@@ -17,6 +17,7 @@ ROOT = Path(__file__).parents[1]
 STOREYS = {  # prefix -> floor; the longest prefix counts
     "diffbir.utils": 0,
     "diffbir.dataset": 1,
+    "diffbir.evaluation": 1,
     "diffbir.model.networks": 1,
     "diffbir.model.sampling": 2,
     "diffbir.model.weights": 3,
@@ -29,6 +30,7 @@ STOREYS = {  # prefix -> floor; the longest prefix counts
     "train_stage2": 7,
     "benchmarks": 8,
 }
+OWN = ("model", "dataset", "utils", "evaluation")
 SIDEWAYS = {("diffbir.model.networks", "diffbir.dataset"), ("diffbir.dataset", "diffbir.model.networks")}
 
 
@@ -53,7 +55,7 @@ def faults(module: str, source: str) -> list[str]:
     """Imports of a module that lead upwards, sideways, or past the namespace."""
     own, wrong = storey(module), []
     for name in imports(source):
-        if name.partition(".")[0] in ("model", "dataset", "utils"):
+        if name.partition(".")[0] in OWN:
             wrong.append(f"{module} imports {name}, not diffbir.{name}")
         other = storey(name)
         if other and (STOREYS[other] > STOREYS[own] or (own, other) in SIDEWAYS):
@@ -72,7 +74,7 @@ def modules() -> dict[str, Path]:
         if path.parts[0] == "tests" or not (ROOT / path).is_file():
             continue
         name = ".".join(path.with_suffix("").parts).removesuffix(".__init__")
-        names[f"diffbir.{name}" if path.parts[0] in ("model", "dataset", "utils") else name] = ROOT / path
+        names[f"diffbir.{name}" if path.parts[0] in OWN else name] = ROOT / path
     return names
 
 

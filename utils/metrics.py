@@ -15,21 +15,24 @@ from torchmetrics.functional.image import structural_similarity_index_measure
 from torchvision.models import alexnet, vgg16
 
 from diffbir.utils.cli import UserError
+from diffbir.utils.color import luma
 from diffbir.utils.precision import full_precision
 
 WEIGHTS = Path(__file__).parents[1] / "weights"
 LPIPS_WEIGHTS = WEIGHTS / "lpips" / "alex.safetensors"
+LPIPS_VGG_WEIGHTS = WEIGHTS / "lpips" / "vgg.safetensors"
 DISTS_WEIGHTS = WEIGHTS / "dists" / "dists.safetensors"
 VGG16_WEIGHTS = WEIGHTS / "vgg16.safetensors"
 
 
-def psnr(x: Tensor, y: Tensor, crop: int = 0) -> Tensor:
-    """Peak signal-to-noise ratio over RGB, in dB, for a data range of 1.
+def psnr(x: Tensor, y: Tensor, crop: int = 0, channel: str = "rgb") -> Tensor:
+    """Peak signal-to-noise ratio, in dB, for a data range of 1.
 
     Args:
         x: Images (B, 3, H, W) in [0, 1].
         y: Reference, same shape.
         crop: Pixels left out at each border.
+        channel: 'rgb', the error over all three, or 'y', that of `utils.color.luma`.
 
     Returns:
         (B,); inf where the two images are equal.
@@ -38,31 +41,46 @@ def psnr(x: Tensor, y: Tensor, crop: int = 0) -> Tensor:
         ValueError: The shapes differ, are not (B, 3, H, W), or the crop leaves no pixel.
     """
     _check_pair(x, y, min_side=2 * crop + 1)
-    h, w = x.shape[-2:]
-    error = (x.float() - y.float())[..., crop : h - crop, crop : w - crop]
-    return -10 * error.square().mean(dim=(1, 2, 3)).log10()
+    x, y = (_prepared(v, crop, channel) for v in (x, y))
+    return -10 * (x - y).square().mean(dim=(1, 2, 3)).log10()
 
 
-def ssim(x: Tensor, y: Tensor) -> Tensor:
-    """Structural similarity (Wang et al. 2004) over RGB: Gaussian window of 11 pixels, sigma 1.5, data range 1.
+def ssim(x: Tensor, y: Tensor, crop: int = 0, channel: str = "rgb") -> Tensor:
+    """Structural similarity (Wang et al. 2004): Gaussian window of 11 pixels, sigma 1.5, data range 1.
 
-    The mean is over all pixels, the image being reflected at its borders; implementations that leave out the outer five
-    pixels, as scikit-image does, differ in the third decimal.
+    The mean is over the windows that lie inside the image, as the authors do, and scikit-image, BasicSR and pyiqa; the
+    latter sets windows with a negative covariance to 0, which makes no difference to three digits on restored photos.
 
     Args:
-        x: Images (B, 3, H, W) in [0, 1], H and W at least 11.
+        x: Images (B, 3, H, W) in [0, 1], H and W at least 11 after the crop.
         y: Reference, same shape.
+        crop: Pixels left out at each border.
+        channel: 'rgb', the mean over all three, or 'y', that of `utils.color.luma` in 8 bits, as MATLAB and pyiqa do.
 
     Returns:
         (B,); 1 where the two images are equal.
 
     Raises:
-        ValueError: The shapes differ, are not (B, 3, H, W), or a side is below 11.
+        ValueError: The shapes differ, are not (B, 3, H, W), or a side is below 11 after the crop.
     """
-    _check_pair(x, y, min_side=11)
+    _check_pair(x, y, min_side=2 * crop + 11)
     with full_precision(x):
+        x, y = (_prepared(v, crop, channel) for v in (x, y))
+        if channel == "y":
+            x, y = (v.mul(255).round().div(255) for v in (x, y))
         # The window's size follows from sigma: 2 * int(3.5 * sigma + 0.5) + 1 = 11.
-        return structural_similarity_index_measure(x.float(), y.float(), sigma=1.5, data_range=1.0, reduction="none")
+        settings = {"sigma": 1.5, "data_range": 1.0, "reduction": "none", "return_full_image": True}
+        _, values = structural_similarity_index_measure(x, y, **settings)
+        return values[..., 5:-5, 5:-5].mean(dim=(1, 2, 3))  # the outer ones are those of a reflected image
+
+
+def _prepared(x: Tensor, crop: int, channel: str) -> Tensor:
+    """(B, 3, H, W) -> (B, C, H - 2 crop, W - 2 crop), float32."""
+    if channel not in ("rgb", "y"):
+        raise ValueError(f"channel is rgb or y, not {channel!r}")
+    h, w = x.shape[-2:]
+    x = x.float()[..., crop : h - crop, crop : w - crop]
+    return luma(x) if channel == "y" else x
 
 
 class LPIPS(nn.Module):
@@ -116,13 +134,18 @@ class LPIPS(nn.Module):
             return sum(lin((f_x - f_y).square()).mean(dim=(1, 2, 3)) for lin, f_x, f_y in pairs)
 
     def _unit_features(self, x: Tensor) -> Iterator[Tensor]:
-        """Activations after each ReLU, (B, C, h, w), scaled to unit length over the channels."""
+        """The five maps, (B, C, h, w), scaled to unit length over the channels."""
+        for f in self.maps(x):
+            # Without 1e-10 it is 0 / 0 where all channels are 0, as the last ReLU gives on some flat bright areas.
+            yield f / (torch.linalg.vector_norm(f, dim=1, keepdim=True) + 1e-10)
+
+    def maps(self, x: Tensor) -> Iterator[Tensor]:
+        """Activations after each ReLU, (B, C, h, w)."""
         x = (2 * x.to(self.shift.dtype) - 1 - self.shift) / self.scale
         for layer in self.features:
             x = layer(x)
             if isinstance(layer, nn.ReLU):
-                # Without 1e-10 it is 0 / 0 where all channels are 0, as the last ReLU gives on some flat bright areas.
-                yield x / (torch.linalg.vector_norm(x, dim=1, keepdim=True) + 1e-10)
+                yield x
 
 
 class VGG16(nn.Module):
@@ -165,6 +188,31 @@ class VGG16(nn.Module):
             x = stage(x)
             maps.append(x)
         return maps
+
+
+class LPIPSVGG(LPIPS):
+    """Learned perceptual distance (Zhang et al. 2018), version 0.1 with VGG16.
+
+    Args:
+        weights: safetensors file with the five heads.
+        vgg16: see `VGG16`, whose normalisation is that of LPIPS.
+
+    Raises:
+        UserError: `vgg16` does not exist.
+    """
+
+    variant = "LPIPS v0.1, VGG16"
+    min_side = 16
+
+    def __init__(self, weights: str | Path = LPIPS_VGG_WEIGHTS, vgg16: str | Path | None = None) -> None:
+        nn.Module.__init__(self)
+        self.features = VGG16(vgg16)
+        self.lins = nn.ModuleList(nn.Conv2d(c, 1, 1, bias=False, device="meta") for c in VGG16.widths)
+        self.lins.load_state_dict(load_file(weights), assign=True)
+        self.requires_grad_(False).eval()
+
+    def maps(self, x: Tensor) -> Iterator[Tensor]:
+        yield from self.features(x.float())
 
 
 class L2Pool(nn.Module):

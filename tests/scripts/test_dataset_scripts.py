@@ -11,6 +11,7 @@ from numpy.testing import assert_array_equal
 from omegaconf import OmegaConf
 from PIL import Image
 
+from diffbir.dataset.degradations.resize import resize
 from diffbir.dataset.pairs import ImagePairs
 from diffbir.dataset.sources.pairs import PairFolders
 from diffbir.dataset.sources.shards import Shards
@@ -215,3 +216,22 @@ def test_the_contact_sheet_shows_degradations_that_a_training_leaves_to_the_devi
     with Image.open(tmp_path / "sheet.png") as image:
         clean, degraded = (np.asarray(image)[22:54, left : left + 32].astype(int) for left in (0, 36))
     assert 2 < np.abs(clean - degraded).mean() < 80
+
+
+def test_degraded_pictures_are_stored_at_their_own_size(photos, tmp_path, capsys):
+    """Enlarged as the recipe does, they are what it gives; but for rounding to 8 bits in between."""
+    recipe = str(ROOT / "configs/dataset/realesrgan.yaml")
+    for scale in (1, 4):
+        arguments = ["--degradation", recipe, "--size", 48, "--lq-scale", scale, "--output", tmp_path / str(scale)]
+        assert run("make_testset", photos, *arguments) == 0
+    for path in (tmp_path / "4/lq").iterdir():
+        small, large = read_rgb(path), read_rgb(tmp_path / "1/lq" / path.name)
+        assert small.shape == (12, 12, 3)
+        enlarged = resize(small.astype(np.float32), 48, 48, "bicubic").clip(0, 255)
+        assert np.abs(enlarged - large)[4:-4, 4:-4].mean() < 0.6
+        assert_array_equal(read_rgb(tmp_path / "4/hq" / path.name), read_rgb(tmp_path / "1/hq" / path.name))
+    assert (
+        run("make_testset", photos, "--degradation", recipe, "--size", 50, "--lq-scale", 4, "--output", tmp_path / "x")
+        == 1
+    )
+    assert "--lq-scale 4 must divide --size 50" in capsys.readouterr().err

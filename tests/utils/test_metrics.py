@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 from skimage import data
+from skimage.color import rgb2ycbcr
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 from torch import Tensor, nn
 from torch.testing import assert_close
@@ -98,20 +99,30 @@ def test_psnr_crop_leaves_out_exactly_the_border(photos):
         psnr(x, photos, crop=48)
 
 
-def test_ssim_matches_scikit_image(photos, noisy):
-    """scikit-image leaves out the five border pixels, so it is given images that are reflected there beforehand.
-
-    Both then average over the same pixels, and only float32 sums differ: 1e-5.
-    """
-    reflected = [
-        np.pad(to_numpy(images), ((0, 0), (5, 5), (5, 5), (0, 0)), mode="reflect") for images in (noisy, photos)
-    ]
+@pytest.mark.parametrize("crop", [0, 4])
+def test_ssim_matches_scikit_image(photos, noisy, crop):
+    """Only float32 sums differ: 1e-5."""
     settings = dict(gaussian_weights=True, sigma=1.5, use_sample_covariance=False, data_range=1, channel_axis=-1)
+    inner = slice(crop, -crop or None)
     expected = [
-        structural_similarity(x.astype(np.float64), y.astype(np.float64), **settings)
-        for x, y in zip(*reflected, strict=True)
+        structural_similarity(x[inner, inner], y[inner, inner], **settings)
+        for x, y in zip(to_numpy(noisy).astype(np.float64), to_numpy(photos).astype(np.float64), strict=True)
     ]
-    assert_close(ssim(noisy, photos), torch.tensor(expected, dtype=torch.float32), rtol=0, atol=1e-5)
+    assert_close(ssim(noisy, photos, crop), torch.tensor(expected, dtype=torch.float32), rtol=0, atol=1e-5)
+
+
+def test_scores_of_the_luma_match_scikit_image(photos, noisy):
+    """Its conversion is MATLAB's: 16 to 235."""
+    x, y = (rgb2ycbcr(to_numpy(v).astype(np.float64))[..., 0] / 255 for v in (noisy, photos))
+    expected = [peak_signal_noise_ratio(b, a, data_range=1) for a, b in zip(x, y, strict=True)]
+    assert_close(psnr(noisy, photos, channel="y"), torch.tensor(expected, dtype=torch.float32), rtol=0, atol=1e-4)
+    settings = dict(gaussian_weights=True, sigma=1.5, use_sample_covariance=False, data_range=1)
+    x, y = (np.rint(v * 255) / 255 for v in (x, y))
+    expected = [structural_similarity(a, b, **settings) for a, b in zip(x, y, strict=True)]
+    # Some levels are rounded the other way in float32.
+    assert_close(ssim(noisy, photos, channel="y"), torch.tensor(expected, dtype=torch.float32), rtol=0, atol=1e-4)
+    with pytest.raises(ValueError, match="rgb or y, not 'cb'"):
+        psnr(noisy, photos, channel="cb")
 
 
 @pytest.mark.parametrize("size", [(96, 128), (64, 64), (31, 45)])
