@@ -178,6 +178,9 @@ def parse(argv: list[str] | None = None, name: str | None = None) -> argparse.Na
     args.overrides = [*overrides, *args.overrides]
     if not args.input:
         p.error("argument --input: expected a folder, an image, a glob or a list")
+    for flag, texts in (("--input", args.input), ("--output", [args.output])):
+        if "" in texts:
+            p.error(f"argument {flag}: it is empty; is a variable of the shell not set?")
     for text in args.overrides:
         if "=" not in text:
             p.error(f"unrecognized arguments: {text}")

@@ -61,6 +61,8 @@ def restore(args: argparse.Namespace) -> int:
             return run(args, crew, until_done)
     except Silent:
         return 1
+    except Terminated:  # before the first image
+        return 128 + signal.SIGTERM
 
 
 def run(args: argparse.Namespace, crew: Team, until_done: ExitStack) -> int:

@@ -1,5 +1,6 @@
 """What a run does: which images, under which names, in which batches, in which process."""
 
+import os
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -134,7 +135,7 @@ def look_back(
     if not path.exists():
         return
     ours = line is not None and line["status"] != REFUSED
-    if str(path.absolute()) in inputs or path.is_dir():
+    if os.path.abspath(path) in inputs or path.is_dir():
         item.state, item.reason = REFUSED, f"{path} is an input or a folder; give another --output, or a --suffix"
     elif not ours and not overwrite:
         item.state = REFUSED

@@ -117,7 +117,9 @@ def test_overrides_may_stand_anywhere(tmp_path):
     assert (found.input, found.overrides) == ([str(tmp_path / "x=1.png")], [])
 
 
-@pytest.mark.parametrize("args", [["--input", "a=1"], ["--input", "a", "--output", "b", "stray"], ["--size", "3x"]])
+@pytest.mark.parametrize(
+    "args", [["--input", "a=1"], ["--input", ""], ["--input", "a", "--output", "b", "stray"], ["--size", "3x"]]
+)
 def test_stray_words_are_refused(args, capsys):
     with pytest.raises(SystemExit) as error:
         parse([*args, "--output", "x"])

@@ -259,9 +259,10 @@ def test_a_dry_run_lists_sizes_and_writes_nothing(photos, tmp_path, capsys):
     "format, kind, ending", [("jpg", "JPEG", ".jpg"), ("webp", "WEBP", ".webp"), ("tiff", "TIFF", ".tif")]
 )
 def test_formats_suffix_and_size(photos, tmp_path, format, kind, ending):
-    args = ("--input", photos, "--output", tmp_path, "--format", format, "--suffix", "_new", "--size", "100x27")
+    out = tmp_path / "out"
+    args = ("--input", photos, "--output", out, "--format", format, "--suffix", "_new", "--size", "100x27")
     assert run(*args, "--quality", 100) == 0
-    with Image.open(tmp_path / f"trip/c_new{ending}") as image:
+    with Image.open(out / f"trip/c_new{ending}") as image:
         assert (image.format, image.size) == (kind, (30, 27))
 
 
@@ -301,3 +302,12 @@ def test_an_auto_task_is_chosen_for_each_image_and_recorded(photos, tmp_path, ca
     assert "tasks that were chosen: denoise " in capsys.readouterr().err
     assert run("--input", photos, "--output", tmp_path / "no", "--task", "auto") == 1
     assert "has no task" in capsys.readouterr().err
+
+
+def test_heic_is_read_where_the_package_is(tmp_path):
+    """`photo.heic` is a crop of the photo of these tests, of quality 80."""
+    pytest.importorskip("pi_heif")
+    photo = Path(__file__).with_name("photo.heic")
+    assert run("--input", photo, "--output", tmp_path, "--save-stages") == 0
+    stages = read_rgb(tmp_path / "stages" / "photo.png")
+    assert np.abs(stages[-32:, :40].astype(int) - mixed.crop(3, 32, 40)).mean() < 8
