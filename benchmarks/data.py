@@ -32,7 +32,7 @@ from benchmarks import arguments, machine
 from diffbir.dataset.degradations.blur import RandomBlur, RandomSinc
 from diffbir.dataset.degradations.noise import RandomNoise
 from diffbir.dataset.degradations.recipes import SecondOrder
-from diffbir.dataset.degradations.resize import MODES
+from diffbir.dataset.degradations.resize import OPENCV
 from diffbir.dataset.pairs import ImagePairs
 from diffbir.dataset.sources.files import Files
 from diffbir.utils.cli import UserError, entry_point
@@ -136,7 +136,7 @@ def plain_filter(x: NDArray, kernel: NDArray) -> NDArray:
 
 
 def plain_mode() -> int:
-    return MODES[np.random.choice(["area", "bilinear", "bicubic"])]
+    return OPENCV[np.random.choice(["area", "bilinear", "bicubic"])]
 
 
 def plain_resize(x: NDArray, base: tuple[int, int], probs: list[float], factor: list[float]) -> NDArray:
@@ -179,7 +179,8 @@ def main(argv: list[str] | None = None) -> None:
     torch.set_num_threads(1)
     np.random.seed(0)
 
-    recipe = instantiate(load_config("configs/dataset/realesrgan.yaml").degradation, "degradation")
+    opencv = [f"recipes.second_order.params.{name}.params.published=false" for name in ("resize_1", "resize_2")]
+    recipe = instantiate(load_config("configs/dataset/realesrgan.yaml", opencv).degradation, "degradation")
     source = Files(args.input)
     source.paths = [path for path in tqdm(source.paths, "sizes", leave=False) if short_side(path) >= args.crop_size]
     if not source.paths:

@@ -4,7 +4,7 @@ Where the degradation is left to the accelerator, `seed` stands in place of `lq`
 """
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import cv2
@@ -53,6 +53,8 @@ class ImagePairs(Dataset):
             becomes `hq`, and the degradation starts from it.
         on_error: 'fail' or 'skip', for images that cannot be read.
         defer: leaves the degradation to the data module, which applies it to whole batches on the accelerator.
+        captions: what prompts are drawn from, where `source` is the path of a table or of shards; see
+            `dataset.sources.tables.Captions`. Other paths have none: their prompts are empty, and the log says so.
     """
 
     def __init__(
@@ -69,6 +71,7 @@ class ImagePairs(Dataset):
         target: Callable[[NDArray], NDArray] | None = None,
         on_error: str = "fail",
         defer: bool = False,
+        captions: Mapping[str, float] | None = None,
     ):
         if on_error not in ("fail", "skip"):
             raise ValueError(f"on_error must be 'fail' or 'skip', not '{on_error}'")
@@ -77,8 +80,12 @@ class ImagePairs(Dataset):
         self.shuffle, self.seed, self.limit = shuffle, seed, limit
         self.on_error, self.skipped = on_error, 0
         self.source: Source | None = None
+        if isinstance(source, (str, Path)):
+            source = open_source(source, captions)
+        elif captions:
+            raise ValueError("captions go with the path of a table or of shards; give them to the source itself")
         if source is not None:
-            self.use(open_source(source) if isinstance(source, (str, Path)) else source)
+            self.use(source)
 
     def use(self, source: Source) -> None:
         """Takes the images from another source."""
@@ -158,14 +165,18 @@ def make_item(
     return item
 
 
-def open_source(source: str | Path) -> Source:
+def open_source(source: str | Path, captions: Mapping[str, float] | None = None) -> Source:
     """The source that a path means.
 
     Raises:
-        UserError: it does not exist or holds no image.
+        UserError: it does not exist or holds no image, or has not these captions.
     """
     if str(source).startswith("pipe:") or "://" in str(source):
         raise UserError(f"{source} can only be streamed; make dataset.streams.StreamedPairs the target of the dataset")
     if Path(source).suffix.lower() in TABLES:
-        return Table(source)
-    return Shards(source) if is_shards(source) else Files(source)
+        return Table(source, captions=captions)
+    if is_shards(source):
+        return Shards(source, captions)
+    if captions:
+        log.warning("%s has no captions, so all prompts are empty; give a table or shards", source)
+    return Files(source)

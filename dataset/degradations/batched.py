@@ -16,7 +16,7 @@ from diffbir.dataset.degradations.jpeg import Jpeg
 from diffbir.dataset.degradations.jpeg_torch import jpeg_batch
 from diffbir.dataset.degradations.noise import CorrelatedNoise, GaussianNoise, PoissonNoise
 from diffbir.dataset.degradations.recipes import Clip, Recipe
-from diffbir.dataset.degradations.resize import Resize
+from diffbir.dataset.degradations.resize import TORCH, Resize, Subsample
 
 GREY = (0.299, 0.587, 0.114)
 
@@ -46,7 +46,7 @@ class Batched:
                 groups = defaultdict(list)
                 for i, step in enumerate(steps):
                     if step is not None:
-                        same = step if isinstance(step, Resize) else type(step)
+                        same = step if isinstance(step, (Resize, Subsample)) else type(step)
                         groups[same, images[i].shape].append(i)
                 for members in groups.values():
                     x = torch.cat([images[i] for i in members])
@@ -88,6 +88,8 @@ def resize(x: Tensor, steps: Sequence[Resize], generators: Sequence[Generator]) 
         enlarge = any(new > old for new, old in zip(size, x.shape[-2:], strict=True))
         rows, columns = (area_weights(old, new, enlarge).to(x) for old, new in zip(x.shape[-2:], size, strict=True))
         return rows @ x @ columns.T
+    if mode in TORCH:
+        return F.interpolate(x, size, **TORCH[mode])
     return F.interpolate(x, size, mode=mode, align_corners=None if mode == "nearest" else False)
 
 
@@ -106,6 +108,11 @@ def area_weights(old: int, new: int, enlarge: bool) -> Tensor:
     second = torch.arange(1, new + 1, dtype=torch.float64)[:, None] - (first + 1) * new / old
     second = torch.where(second <= 0, 0, second - second.floor())
     return (pixel == first) * (1 - second) + (pixel == (first + 1).clamp(max=old - 1)) * second
+
+
+def subsample(x: Tensor, steps: Sequence[Subsample], generators: Sequence[Generator]) -> Tensor:
+    """All by the same factor."""
+    return x[..., :: steps[0].factor, :: steps[0].factor].contiguous()
 
 
 def normal(x: Tensor, generators: Sequence[Generator]) -> Tensor:
@@ -163,6 +170,7 @@ def clip(x: Tensor, steps: Sequence[Clip], generators: Sequence[Generator]) -> T
 BATCHED = {
     Blur: blur,
     Resize: resize,
+    Subsample: subsample,
     GaussianNoise: gaussian_noise,
     CorrelatedNoise: correlated_noise,
     PoissonNoise: poisson_noise,

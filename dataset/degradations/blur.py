@@ -106,6 +106,32 @@ class RandomBlur:
 
 
 @dataclass(frozen=True)
+class ScaledBlur:
+    """Blurs with a Gaussian that may be the wider the more an image is shrunk (BSRGAN's published code, `add_blur`).
+
+    Args:
+        sizes: range of the odd kernel side, inclusive.
+        iso_prob: probability of an isotropic kernel.
+        sigma: (a, b); the standard deviation of an isotropic kernel is uniform in [0, a + b scale], pixels.
+        variance: (a, b); along each axis of an anisotropic kernel the variance is uniform in [0, a + b scale].
+    """
+
+    sizes: Sequence[int]
+    iso_prob: float
+    sigma: Sequence[float]
+    variance: Sequence[float]
+
+    def draw(self, scale: float, rng: np.random.Generator) -> Blur:
+        size = random_odd(self.sizes, rng)
+        if rng.random() < self.iso_prob:
+            sigma_x = sigma_y = (self.sigma[0] + self.sigma[1] * scale) * rng.random()
+        else:
+            sigma_x, sigma_y = np.sqrt((self.variance[0] + self.variance[1] * scale) * rng.random(2))
+        narrowest = 0.05  # already no blur; 0 would divide by it
+        return Blur(gaussian(size, max(sigma_x, narrowest), max(sigma_y, narrowest), rng.uniform(0, math.pi)))
+
+
+@dataclass(frozen=True)
 class RandomSinc:
     """The last sinc filter of the second-order model: ringing and overshoot as sharpening and codecs leave them."""
 

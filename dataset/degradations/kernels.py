@@ -28,6 +28,19 @@ def gaussian(size: int, sigma_x: float, sigma_y: float, theta: float = 0.0, beta
     return k / k.sum()
 
 
+def shifted_gaussian(size: int, sigma: float, shift: float) -> NDArray:
+    """Isotropic Gaussian whose centre lies `shift` pixels further down and right, interpolated linearly there.
+
+    Correlation with it makes pixel p the blurred value at p + shift: with shift (n - 1) / 2, every n-th pixel is one of
+    the middle of its block (BSRGAN's published code, `shift_pixel`).
+    """
+    axis = np.arange(size) - size // 2
+    line = np.exp(-0.5 * (axis / sigma) ** 2)
+    line = np.interp(axis - shift, axis, line)
+    k = np.outer(line, line)
+    return k / k.sum()
+
+
 def plateau(size: int, sigma_x: float, sigma_y: float, theta: float = 0.0, beta: float = 1.0) -> NDArray:
     """Flat-topped kernel 1 / (1 + m^beta)."""
     k = 1 / (1 + mahalanobis(size, sigma_x, sigma_y, theta) ** beta)

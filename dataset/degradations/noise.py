@@ -132,8 +132,8 @@ class RandomNoise:
         poisson_scale: range of the Poisson noise's scale.
         gaussian_prob: probability of Gaussian rather than Poisson noise.
         grey_prob: probability of noise without colour.
-        correlated_prob: probability that Gaussian noise has a random covariance of its channels instead: orthogonal
-            axes in a random direction, their variances uniform in [0, sigma^2] (after BSRGAN, section 3.3).
+        correlated_prob: probability that Gaussian noise has a random covariance of its channels instead, of the highest
+            sigma (see `random_mix`).
     """
 
     sigma: Sequence[float]
@@ -157,10 +157,17 @@ class RandomNoise:
         sigma = rng.uniform(*self.sigma)
         if colour < 1 - self.correlated_prob:
             return GaussianNoise(sigma, grey)
-        return CorrelatedNoise(sigma * random_rotation(rng) * np.sqrt(rng.random(3)))
+        return CorrelatedNoise(self.sigma[1] * random_mix(rng))
 
 
-def random_rotation(rng: np.random.Generator) -> NDArray:
-    """An orthogonal (3, 3) matrix, uniform over all directions (QR of a normal matrix, signs fixed)."""
-    q, r = np.linalg.qr(rng.standard_normal((3, 3)))
-    return q * np.sign(np.diag(r))
+def random_mix(rng: np.random.Generator) -> NDArray:
+    """A (3, 3) matrix that correlates channels as BSRGAN's published code does (`add_Gaussian_noise`).
+
+    The covariance has variances uniform in [0, 1] along axes that are the singular vectors of a uniform random matrix,
+    and then the magnitudes of its entries: channels rise and fall together. Where that leaves no covariance, its
+    negative eigenvalues count as positive, as they do in NumPy's `multivariate_normal`.
+    """
+    axes, _, _ = np.linalg.svd(rng.random((3, 3)))
+    covariance = np.abs((axes.T * rng.random(3)) @ axes)
+    values, vectors = np.linalg.eigh(covariance)
+    return vectors * np.sqrt(np.abs(values))

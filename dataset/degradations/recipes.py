@@ -12,12 +12,13 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from diffbir.dataset.degradations.blur import RandomBlur, RandomSinc
+from diffbir.dataset.degradations.blur import Blur, RandomBlur, RandomSinc, ScaledBlur
 from diffbir.dataset.degradations.camera import RandomCameraNoise
 from diffbir.dataset.degradations.jpeg import RandomJpeg
+from diffbir.dataset.degradations.kernels import shifted_gaussian
 from diffbir.dataset.degradations.levels import round_to_8_bits
 from diffbir.dataset.degradations.noise import RandomNoise
-from diffbir.dataset.degradations.resize import RandomResize, Resize
+from diffbir.dataset.degradations.resize import RandomResize, Resize, Subsample
 
 Step = Callable[[NDArray, np.random.Generator], NDArray]
 
@@ -136,43 +137,67 @@ class SecondOrder(Recipe):
 
 @dataclass(frozen=True)
 class BSRGAN(Recipe):
-    """Two blurs, downsampling, noise, JPEG and camera noise in random order, then JPEG (Zhang et al. 2021,
+    """Two blurs, two downsamplings, noise, JPEG and camera noise in random order, then JPEG (Zhang et al. 2021,
     "Designing a Practical Degradation Model for Deep Blind Image Super-Resolution", https://arxiv.org/abs/2103.14006).
 
+    It follows the published code (`degradation_bsrgan`). What comes first of the two downsamplings makes the image
+    smaller, often smaller than the low-quality size, which the other one brings it to.
+
     Args:
-        scale: factors that the low-quality size is below the original; each image draws one.
-        modes: ways of resizing (see `dataset.degradations.resize.MODES`); each resize draws one.
-        two_step_prob: probability of resizing by 1 / a first and to the low-quality size after, with a uniform in
-            [0.5, scale]: up and down, or down in two goes.
+        blur: drawn twice.
+        scale: factors that the low-quality size is below the original, whole numbers; each image draws one.
         jpeg, camera: those of the random order; `last_jpeg` closes it.
+        modes: ways of resizing (see `dataset.degradations.resize.MODES`); each resize draws one.
+        halve_prob: probability, at scale 4, of halving the image beforehand (every other time with anti-aliasing) and
+            going on with scale 2. The clean image stays as it is, and the low-quality size too.
+        resize_prob: probability that the first downsampling is a resize by 1 / U(1, 2 scale); otherwise it is a
+            Gaussian blur on the grid of the pixels that are kept, every scale-th.
+        sigma: (a, b); the standard deviation of that blur is uniform in [a, b scale], pixels.
     """
 
-    blur_1: RandomBlur
-    blur_2: RandomBlur
-    scale: Sequence[float]
+    blur: ScaledBlur
+    scale: Sequence[int]
     noise: RandomNoise
     jpeg: RandomJpeg
     camera: RandomCameraNoise
     last_jpeg: RandomJpeg
     modes: Sequence[str] = ("bilinear", "bicubic", "area")
-    two_step_prob: float = 0.25
+    halve_prob: float = 0.25
+    resize_prob: float = 0.75
+    sigma: Sequence[float] = (0.1, 0.6)
 
     def steps(self, size: tuple[int, int], rng: np.random.Generator) -> Iterator[Step | None]:
-        stages = (self.blur_1, self.blur_2, None, self.noise, self.jpeg, self.camera)
-        for i in rng.permutation(len(stages)):
-            if stages[i] is None:
-                yield from self._downsample(size, rng)
+        scale, (height, width) = int(rng.choice(self.scale)), size
+        if scale == 4 and rng.random() < self.halve_prob:
+            scale, height, width = 2, max(height // 2, 1), max(width // 2, 1)
+            yield Resize(height, width, "antialiased" if rng.random() < 0.5 else self._mode(rng))
+            yield Clip()
+        downsamplings = iter((self._shrink(height, width, scale, rng), self._fit(height // scale, width // scale, rng)))
+        for stage in rng.permutation(("blur", "blur", "downsample", "downsample", "noise", "jpeg", "camera")):
+            if stage == "downsample":
+                yield from next(downsamplings)
+            elif stage == "blur":
+                yield self.blur.draw(scale, rng)
             else:
-                yield stages[i].draw(rng)
+                yield getattr(self, stage).draw(rng)
         yield self.last_jpeg.draw(rng)
         yield Resize(*size, "bicubic")
 
-    def _downsample(self, size: tuple[int, int], rng: np.random.Generator) -> Iterator[Step]:
-        factors = [float(rng.choice(self.scale))]
-        if rng.random() < self.two_step_prob:
-            factors.insert(0, rng.uniform(0.5, factors[0]))
-        for factor in factors:
-            yield Resize(round(size[0] / factor), round(size[1] / factor), str(rng.choice(self.modes)))
+    def _shrink(self, height: int, width: int, scale: int, rng: np.random.Generator) -> Iterator[Step]:
+        if rng.random() < self.resize_prob:
+            factor = rng.uniform(1, 2 * scale)
+            yield Resize(int(height / factor), int(width / factor), self._mode(rng))
+        else:
+            yield Blur(shifted_gaussian(25, rng.uniform(self.sigma[0], self.sigma[1] * scale), (scale - 1) / 2))
+            yield Subsample(scale)
+        yield Clip()
+
+    def _fit(self, height: int, width: int, rng: np.random.Generator) -> Iterator[Step]:
+        yield Resize(height, width, self._mode(rng))
+        yield Clip()
+
+    def _mode(self, rng: np.random.Generator) -> str:
+        return str(rng.choice(self.modes))
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader
 
 from diffbir.dataset.degradations.resize import resize
 from diffbir.dataset.pairs import ImagePairs
+from diffbir.dataset.sources.shards import write_shard
 from diffbir.utils.cli import UserError
 from diffbir.utils.config import instantiate, load_config
 from diffbir.utils.image import to_tensor, write_png
@@ -205,6 +206,28 @@ def test_the_enlarged_image_is_the_bicubic_one(tmp_path):
     write_png(tmp_path / "small.png", np.ascontiguousarray(image))
     hq = ImagePairs(str(tmp_path), crop_size=32, crop="centre", flip=False)[0]["hq"]
     assert_array_equal((hq * 255).round().permute(1, 2, 0).numpy(), resize(image, 32, 64, "bicubic")[:, 16:48])
+
+
+# Captions
+
+
+def test_a_path_to_a_table_or_shards_has_the_captions_that_are_asked_for_and_a_folder_says_that_it_has_none(
+    photos, tmp_path, caplog
+):
+    (tmp_path / "photos.csv").write_text(
+        "".join(["image,long,short\n", *(f"{photos / '0.png'},long one,short\n",) * 2])
+    )
+    write_shard(tmp_path / "0.tar", [("a", {"png": (photos / "0.png").read_bytes(), "json": b'{"long": "long one"}'})])
+    n, probs = 400, {"long": 0.16, "short": 0.64}
+    prompts = [item["prompt"] for item in map(whole(tmp_path / "photos.csv", captions=probs).__getitem__, range(n))]
+    counts = [prompts.count(prompt) for prompt in ("long one", "short", "")]
+    assert stats.chisquare(counts, np.array([0.16, 0.64, 0.2]) * n).pvalue > ERROR
+    assert whole(tmp_path / "0.tar", captions={"long": 1})[0]["prompt"] == "long one"
+    assert not caplog.text
+    assert whole(photos, captions=probs)[0]["prompt"] == ""
+    assert f"{photos} has no captions, so all prompts are empty" in caplog.text
+    with pytest.raises(ValueError, match="give them to the source itself"):
+        ImagePairs(whole(photos).source, 32, captions=probs)
 
 
 # Errors

@@ -18,7 +18,7 @@ from diffbir.dataset.degradations.jpeg import Jpeg
 from diffbir.dataset.degradations.kernels import gaussian, sinc
 from diffbir.dataset.degradations.noise import CorrelatedNoise, GaussianNoise, PoissonNoise
 from diffbir.dataset.degradations.recipes import Clip, Recipe, Step
-from diffbir.dataset.degradations.resize import Resize
+from diffbir.dataset.degradations.resize import Resize, Subsample
 from diffbir.utils.config import instantiate, load_config
 
 NAMES = ("classical", "codeformer", "codeformer_face", "realesrgan", "bsrgan", "mini")
@@ -70,15 +70,21 @@ def test_reflection_is_numpys(n, margin):
     assert reflect(x, margin, 0).tolist() == np.pad(x.numpy(), margin, mode="reflect").tolist()
 
 
-@pytest.mark.parametrize("mode", ["area", "bilinear", "bicubic", "nearest"])
+@pytest.mark.parametrize("mode", ["area", "adaptive", "bilinear", "bicubic", "antialiased", "nearest"])
 @pytest.mark.parametrize(
     "size",
     [(64, 96), (16, 24), (23, 41), (63, 95), (100, 150), (128, 192), (64, 50), (70, 40), (65, 96), (1, 1), (0, 7)],
 )
-def test_resize_agrees_with_opencv(photo, mode, size):
+def test_resize_agrees_with_that_of_single_images(photo, mode, size):
     step = Resize(*size, mode)
     resized = BATCHED[Resize](to_tensor(photo).expand(2, -1, -1, -1), [step, step], generators(2))
     assert_allclose(to_array(resized[1:]), step(photo, None), rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("factor", [2, 4, 100])
+def test_subsampling_keeps_the_same_pixels(photo, factor):
+    kept = BATCHED[Subsample](to_tensor(photo).expand(2, -1, -1, -1), [Subsample(factor)] * 2, generators(2))
+    assert_allclose(to_array(kept[1:]), Subsample(factor)(photo, None), rtol=0, atol=0)
 
 
 def test_jpeg_uses_the_quality_of_each_step(photo):

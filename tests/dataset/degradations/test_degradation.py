@@ -1,4 +1,5 @@
 import io
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -8,12 +9,13 @@ import torch.nn.functional as F
 from numpy.testing import assert_allclose, assert_array_equal
 from numpy.typing import NDArray
 from PIL import Image
-from scipy import stats
+from scipy import interpolate, linalg, stats
 from skimage import data
 
-from diffbir.dataset.degradations.blur import RandomBlur
+from diffbir.dataset.degradations.blur import Blur, RandomBlur
 from diffbir.dataset.degradations.camera import CameraNoise, RandomCameraNoise, demosaic
 from diffbir.dataset.degradations.jpeg import Jpeg, RandomJpeg, jpeg
+from diffbir.dataset.degradations.kernels import shifted_gaussian
 from diffbir.dataset.degradations.noise import (
     CorrelatedNoise,
     GaussianNoise,
@@ -22,17 +24,19 @@ from diffbir.dataset.degradations.noise import (
     gaussian_noise,
     photon_counts,
     poisson_noise,
+    random_mix,
 )
 from diffbir.dataset.degradations.recipes import (
     BSRGAN,
     Classical,
+    Clip,
     FirstOrder,
     Mixture,
     SecondOrder,
     Step,
     round_to_8_bits,
 )
-from diffbir.dataset.degradations.resize import RandomResize, Resize, resize
+from diffbir.dataset.degradations.resize import RandomResize, Resize, Subsample, resize
 from diffbir.utils.config import instantiate, load_config
 
 RECIPES = ("classical", "codeformer", "codeformer_face", "realesrgan", "bsrgan")
@@ -168,21 +172,41 @@ def test_correlated_noise_has_the_covariance_of_its_mixing_matrix():
     assert (np.abs(np.cov(noise.T) - expected) < stats.norm.isf(ERROR / 12) * deviation).all()
 
 
-def test_random_noise_draws_correlated_noise_as_often_and_as_strong_as_stated():
-    """The variances along the axes are uniform in [0, sigma^2], so each channel's is sigma^2 / 2 on average."""
-    noise = RandomNoise(sigma=(10, 10), grey_prob=0.4, correlated_prob=0.2)
+def test_random_noise_draws_correlated_noise_as_often_as_stated_and_of_the_highest_level():
+    """Uniform variances have mean 1/2, so the trace of the covariance is 3/2 sigma^2 on average, whatever was drawn."""
+    noise = RandomNoise(sigma=(0, 10), grey_prob=0.4, correlated_prob=0.2)
     generator, n = rng(), 4000
     drawn = [noise.draw(generator) for _ in range(n)]
     correlated = [step.mix for step in drawn if isinstance(step, CorrelatedNoise)]
     grey = sum(isinstance(step, GaussianNoise) and step.grey for step in drawn)
     expected = [0.2 * n, 0.4 * n, 0.4 * n]
     assert stats.chisquare([len(correlated), grey, n - len(correlated) - grey], expected).pvalue > ERROR
-    variances = np.concatenate([np.linalg.svd(mix, compute_uv=False) ** 2 for mix in correlated])
-    assert stats.kstest(variances, stats.uniform(0, 100).cdf).pvalue > ERROR
-    # No direction is preferred: every channel has the same variance on average.
-    per_channel = np.array([(mix**2).sum(axis=1) for mix in correlated])
-    error = per_channel.std(axis=0) / len(correlated) ** 0.5
-    assert (np.abs(per_channel.mean(axis=0) - 50) < stats.norm.isf(ERROR / 6) * error).all()
+    traces = np.array([np.trace(covariance_of(mix)) for mix in correlated]) / 100
+    # Of a covariance whose entries lost their signs, negative eigenvalues add to the trace; that is rare and little.
+    assert abs(traces.mean() - 1.5) < stats.norm.isf(ERROR / 2) * (3 / 12 / len(traces)) ** 0.5 + 0.02
+    assert stats.kstest(traces, lambda x: sum_of_three_uniforms(x)).pvalue > ERROR
+
+
+def covariance_of(mix: NDArray) -> NDArray:
+    return mix @ mix.T
+
+
+def sum_of_three_uniforms(x: NDArray) -> NDArray:
+    """Distribution function (Irwin and Hall)."""
+    x = np.clip(x, 0, 3)
+    return (x**3 - 3 * np.clip(x - 1, 0, None) ** 3 + 3 * np.clip(x - 2, 0, None) ** 3) / 6
+
+
+def test_correlated_noise_has_the_covariance_of_the_published_code():
+    """`np.random.multivariate_normal` of |U^T D U|, U of the same draws: covariances within what 4e5 samples allow."""
+    for seed in range(4):
+        generator = rng(seed)
+        u = linalg.orth(generator.random((3, 3)))
+        published = np.abs(u.T @ np.diag(generator.random(3)) @ u)
+        samples = rng(9).multivariate_normal(np.zeros(3), published, 400_000, check_valid="ignore", method="svd")
+        mix = random_mix(rng(seed))
+        assert_allclose(covariance_of(mix), np.cov(samples.T), rtol=0, atol=6 * (2 / 400_000) ** 0.5)
+        assert covariance_of(mix).min() > -0.05
 
 
 def test_probabilities_of_noise_that_exceed_one_are_refused():
@@ -273,6 +297,37 @@ def test_resize_agrees_with_torch_without_antialiasing(photo, mode, size):
     resized = resize(photo, *size, mode)
     assert resized.dtype == np.float32
     assert_allclose(resized, expected.numpy(), rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("size", [(48, 64), (57, 201), (13, 300), (96, 128), (1, 1)])
+@pytest.mark.parametrize(
+    "mode, of_torch",
+    [("adaptive", {"mode": "area"}), ("antialiased", {"mode": "bicubic", "align_corners": False, "antialias": True})],
+)
+def test_some_modes_are_those_of_torch(photo, mode, of_torch, size):
+    x = torch.from_numpy(photo).permute(2, 0, 1)[None]
+    expected = F.interpolate(x, size, **of_torch)[0].permute(1, 2, 0)
+    resized = resize(photo, *size, mode)
+    assert resized.dtype == np.float32 and resized.flags.c_contiguous
+    assert_allclose(resized, expected.numpy(), rtol=0, atol=1e-6)
+
+
+def test_the_adaptive_average_is_of_all_pixels_that_are_touched():
+    """5 to 2 pixels: the middle one belongs to both, with full weight; OpenCV takes half of it."""
+    line = np.array([0, 1, 5, 1, 0], np.float32)[None, :, None].repeat(3, 2)
+    assert_allclose(resize(line, 1, 2, "adaptive")[0, :, 0], [2, 2], atol=1e-6)
+    assert_allclose(resize(line, 1, 2, "area")[0, :, 0], [1.4, 1.4], atol=1e-6)
+
+
+def test_the_published_area_of_the_second_order_recipe_is_the_adaptive_average():
+    degrade, generator = recipe("realesrgan"), rng()
+    modes = {s.mode for _ in range(60) for s in degrade.steps((64, 64), generator) if isinstance(s, Resize)}
+    assert modes == {"adaptive", "bilinear", "bicubic"}
+    assert {RandomResize((0, 0, 1), (1, 1)).random_mode(generator) for _ in range(30)} == {
+        "area",
+        "bilinear",
+        "bicubic",
+    }
 
 
 def test_area_resize_averages_blocks(photo):
@@ -442,15 +497,15 @@ def test_noise_of_the_first_order_is_added_to_the_small_image():
 class Recorder:
     """Stands for any stage of a recipe and notes its turn and the height of the image."""
 
-    def __init__(self, name: str, log: list[tuple[str, int]]):
-        self.name, self.log = name, log
+    def __init__(self, name: str, log: list[tuple[str, int]], scaled: bool = False):
+        self.name, self.log, self.scaled = name, log, scaled
 
     def draw(self, *args: Any) -> Step:
-        """A resize is asked with (base, rng), the others with (rng,)."""
+        """A resize is asked with (base, rng), a scaled blur with (scale, rng), the others with (rng,)."""
 
         def step(image: NDArray, rng: np.random.Generator) -> NDArray:
             self.log.append((self.name, image.shape[0]))
-            return resize(image, *args[0], "area") if len(args) == 2 else image
+            return resize(image, *args[0], "area") if len(args) == 2 and not self.scaled else image
 
         return step
 
@@ -496,33 +551,131 @@ def test_the_classical_model_is_blur_shrink_noise(photo):
 
 
 def test_bsrgan_shuffles_its_stages_and_closes_with_jpeg():
-    """Every stage comes first equally often; noise and JPEG meet the small or the large image."""
+    """Every stage comes first equally often, the two blurs and downsamplings twice as often; noise meets any size."""
     log: list[tuple[str, int]] = []
-    names = ["blur_1", "blur_2", "noise", "jpeg", "camera", "last_jpeg"]
-    degrade = BSRGAN(**{name: Recorder(name, log) for name in names}, scale=(4,), two_step_prob=0)
-    image, generator, n = np.zeros((96, 64, 3), np.float32), rng(), 600
-    first, small = [], 0
+    names = ["blur", "noise", "jpeg", "camera", "last_jpeg"]
+    degrade = BSRGAN(**{name: Recorder(name, log) for name in names}, scale=(4,), halve_prob=0)
+    degrade = replace(degrade, blur=Recorder("blur", log, scaled=True))
+    image, generator, n = np.zeros((96, 64, 3), np.float32), rng(), 700
+    first, heights = [], []
     for _ in range(n):
         log.clear()
+        kinds = [type(step) for step in degrade.steps((96, 64), rng(0))]
+        assert kinds.count(Clip) == 2
         assert degrade(image, generator).shape == image.shape
-        assert sorted(name for name, _ in log) == sorted(names)
+        assert sorted(name for name, _ in log) == sorted([*names, "blur"])
         assert log[-1] == ("last_jpeg", 24)
-        first.append(log[0][0])
-        small += dict(log)["noise"] == 24
-    assert stats.chisquare([first.count(name) for name in names[:-1]]).pvalue > ERROR
-    assert stats.binomtest(small, n, 0.5).pvalue > ERROR
+        first.append(log[0][0] if log[0][1] == 96 else "downsample")
+        heights.append(dict(log)["noise"])
+    expected = np.array([2, 1, 1, 1, 2]) / 7 * n  # a first downsampling that is no smaller than 96 counts as none: rare
+    assert stats.chisquare([first.count(k) for k in (*names[:-1], "downsample")], expected).pvalue > ERROR
+    # Noise comes before both downsamplings, between them or after, each a third of the time.
+    between = sum(height not in (96, 24) for height in heights)
+    assert stats.binomtest(heights.count(96), n, 1 / 3).pvalue > ERROR
+    assert 0.15 < between / n < 1 / 3 and min(heights) < 24
 
 
-def test_bsrgan_resizes_in_two_steps_with_its_probability_and_ends_at_the_scale():
-    degrade = recipe("bsrgan")
-    generator, n, two = rng(), 3000, []
+def downsamplings(degrade: BSRGAN, size: tuple[int, int], n: int) -> list[list[Step]]:
+    """Of n images: the steps that change the size, without the last one back, and the shifted blurs."""
+    generator, found = rng(), []
     for _ in range(n):
-        *first, last, back = [s for s in degrade.steps((800, 400), generator) if isinstance(s, Resize)]
-        assert (last.height, last.width) == (200, 100)
-        assert back == Resize(800, 400, "bicubic")
-        two += [800 / step.height for step in first]
-    assert stats.binomtest(len(two), n, 0.25).pvalue > ERROR
-    assert stats.kstest(two, stats.uniform(0.5, 3.5).cdf).pvalue > ERROR
+        *steps, back = degrade.steps(size, generator)
+        assert back == Resize(*size, "bicubic")
+        kept = (Resize, Subsample)
+        found.append([s for s in steps if isinstance(s, kept) or (isinstance(s, Blur) and len(s.kernel) == 25)])
+    return found
+
+
+def test_bsrgan_shrinks_by_chance_below_the_low_quality_size_and_then_fits_it():
+    """As published: by 1 / U(1, 8) three times out of four, else every fourth pixel; then to a quarter."""
+    degrade = replace(recipe("bsrgan"), halve_prob=0, blur=NarrowBlur())
+    n, factors = 3000, []
+    for *first, fit in downsamplings(degrade, (840, 420), n):
+        assert (fit.height, fit.width) == (210, 105)
+        if isinstance(first[-1], Subsample):
+            assert first[-1].factor == 4 and isinstance(first[-2], Blur)
+        else:
+            (resize,) = first
+            factors.append(840 / resize.height)
+            assert abs(resize.width - resize.height / 2) <= 1
+    assert stats.binomtest(len(factors), n, 0.75).pvalue > ERROR
+    assert stats.kstest(factors, stats.uniform(1, 7).cdf).pvalue > ERROR
+    assert np.mean(np.array(factors) > 4) > 0.5  # below the low-quality size
+
+
+def test_bsrgan_halves_the_image_with_its_probability_and_goes_on_with_scale_2():
+    degrade = replace(recipe("bsrgan"), blur=NarrowBlur())
+    n, halved, antialiased, factors = 3000, 0, 0, []
+    for steps in downsamplings(degrade, (840, 420), n):
+        assert (steps[-1].height, steps[-1].width) == (210, 105)
+        if len(resizes := [s for s in steps if isinstance(s, Resize)]) + (Subsample in map(type, steps)) == 2:
+            continue
+        assert (steps[0].height, steps[0].width) == (420, 210)
+        halved += 1
+        antialiased += steps[0].mode == "antialiased"
+        if len(resizes) == 3:
+            factors.append(420 / resizes[1].height)
+        else:
+            assert Subsample(2) in steps
+    assert stats.binomtest(halved, n, 0.25).pvalue > ERROR
+    assert stats.binomtest(antialiased, halved, 0.5).pvalue > ERROR
+    assert stats.kstest(factors, stats.uniform(1, 3).cdf).pvalue > ERROR
+    assert not [s for s in downsamplings(replace(degrade, scale=(2,)), (80, 40), 200) if len(s) > 3]
+
+
+class NarrowBlur:
+    """Stands for the blurs where those of the downsampling are looked for."""
+
+    def draw(self, scale: float, rng: np.random.Generator) -> None:
+        return None
+
+
+@pytest.mark.parametrize("scale", [2, 3, 4])
+def test_every_nth_pixel_after_the_shifted_blur_stands_in_the_middle_of_its_block(scale):
+    """Of a ramp, whose blurred values are those of the ramp itself, away from the border."""
+    ramp = np.arange(120, dtype=np.float32)[None, :, None].repeat(120, 0).repeat(3, 2)
+    ramp += 2 * ramp.transpose(1, 0, 2)
+    small = Subsample(scale)(Blur(shifted_gaussian(25, 0.6 * scale, (scale - 1) / 2))(ramp, rng()), rng())
+    expected = ramp[: 120 // scale * scale].reshape(120 // scale, scale, 120 // scale, scale, 3).mean((1, 3))
+    inner = slice(20 // scale + 1, -(20 // scale + 1))
+    assert_allclose(small[inner, inner], expected[inner, inner], rtol=0, atol=2e-3)
+
+
+def test_the_shifted_kernel_is_that_of_the_published_code():
+    """`fspecial` and `shift_pixel`, by SciPy's linear interpolation, mirrored: theirs is convolved, ours correlated."""
+    for sigma, scale in ((0.1, 2), (0.7, 4), (2.4, 4)):
+        axis = np.arange(25.0)
+        square = np.exp(-((axis[:, None] - 12) ** 2 + (axis - 12) ** 2) / (2 * sigma**2))
+        at = np.clip(axis + (scale - 1) / 2, 0, 24)
+        moved = interpolate.RegularGridInterpolator((axis, axis), square)(np.stack(np.meshgrid(at, at), -1))
+        published = moved / moved.sum()
+        assert_allclose(shifted_gaussian(25, sigma, (scale - 1) / 2), published[::-1, ::-1], rtol=0, atol=1e-12)
+
+
+def test_scaled_blurs_fill_their_ranges():
+    """Half of them isotropic, of a uniform deviation up to 2 + 0.2 scale, half of uniform variances up to 4 + scale."""
+    blur, generator, n = recipe("bsrgan").blur, rng(), 1500
+    for scale, widest, variance in ((4, 2.8, 8), (2, 2.4, 6)):
+        iso, axes, sizes = [], [], set()
+        for _ in range(n):
+            k = blur.draw(scale, generator).kernel
+            sizes.add(len(k))
+            if len(k) < 19:
+                continue  # the widest do not fit in, so that their moments are too small
+            axis = np.arange(len(k)) - len(k) // 2
+            covariance = [[(k * axis**2).sum(), (k * axis[:, None] * axis).sum()], [0, (k.T * axis**2).sum()]]
+            low, high = np.linalg.eigvalsh(covariance, UPLO="U")
+            if high - low < 1e-6:
+                iso.append(high**0.5)
+            else:
+                axes += [low, high]
+        assert sizes == set(range(7, 26, 2))
+        assert stats.binomtest(len(iso), len(iso) + len(axes) // 2, 0.5).pvalue > ERROR
+        # Narrow kernels are a single pixel: below half a pixel their moments are not those of the Gaussian.
+        wide = np.array(iso)[np.array(iso) > 0.6]
+        assert stats.kstest(wide, stats.uniform(0.6, widest - 0.6).cdf).pvalue > ERROR
+        wide = np.array(axes)[np.array(axes) > 0.5]
+        assert stats.kstest(wide, stats.uniform(0.5, variance - 0.5).cdf).pvalue > ERROR
 
 
 def test_a_mixture_draws_its_recipes_with_their_probabilities():
