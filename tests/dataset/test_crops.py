@@ -1,10 +1,11 @@
 import numpy as np
 import pytest
 from numpy.testing import assert_array_equal
+from PIL import Image
 from skimage import data
 from torch.testing import assert_close
 
-from diffbir.dataset.crops import Crop
+from diffbir.dataset.crops import Crop, resize_short
 from diffbir.dataset.degradations.resize import resize
 from diffbir.dataset.pairs import ImagePairs
 from diffbir.utils.image import to_tensor, write_png
@@ -20,9 +21,32 @@ def test_without_a_crop_the_picture_stays_whole():
     assert_array_equal(crop(PHOTO, None, "none"), PHOTO)
 
 
-@pytest.mark.parametrize("side, shape, mode", [(30, (30, 40), "area"), (90, (90, 120), "bicubic")])
-def test_the_short_side_is_resized_before_the_crop(side, shape, mode):
-    resized = resize(PHOTO, *shape, mode)
+def published(image: np.ndarray, side: int) -> np.ndarray:
+    """`center_crop_arr` of openai/guided-diffusion, which the published code has, without its cut."""
+    picture = Image.fromarray(image)
+    while min(*picture.size) >= 2 * side:
+        picture = picture.resize(tuple(x // 2 for x in picture.size), resample=Image.BOX)
+    scale = side / min(*picture.size)
+    return np.array(picture.resize(tuple(round(x * scale) for x in picture.size), resample=Image.BICUBIC))
+
+
+@pytest.mark.parametrize("side, shape", [(50, (50, 67)), (30, (30, 40)), (13, (13, 17)), (90, (90, 120)), (1, (1, 2))])
+def test_the_short_side_is_resized_as_published_before_the_crop(side, shape):
+    resized = published(PHOTO, side)
+    assert resized.shape[:2] == shape
+    assert_array_equal(resize_short(PHOTO, side), resized)
+
+
+def test_shrinking_keeps_more_high_frequencies_than_averages_of_areas():
+    photo = data.astronaut()
+    ours, area = resize_short(photo, 300), resize(photo, 300, 300, "area")
+    strength = [np.abs(np.diff(x.astype(float), axis=0)).mean() for x in (ours, area)]
+    assert 1.03 < strength[0] / strength[1] < 1.15
+
+
+@pytest.mark.parametrize("side, shape", [(30, (30, 40)), (90, (90, 120))])
+def test_the_crop_is_cut_out_of_the_resized_picture(side, shape):
+    resized = published(PHOTO, side)
     assert_array_equal(crop(PHOTO, None, "none", side), resized)
     left = (shape[1] - 20) // 2
     top = (shape[0] - 20) // 2
