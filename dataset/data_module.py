@@ -10,6 +10,7 @@ import signal
 import threading
 from collections.abc import Sequence
 
+import cv2
 import numpy as np
 import pytorch_lightning as L
 import torch
@@ -20,12 +21,19 @@ from diffbir.dataset.order import DrawSampler
 from diffbir.dataset.pairs import ImagePairs
 from diffbir.dataset.sources.split import hold_out
 from diffbir.dataset.streams import StreamedPairs
+from diffbir.dataset.transfer import pack, unpack
 from diffbir.utils.cli import UserError
 
 log = logging.getLogger(__name__)
 
 
-def outlive_signals(_: int) -> None:
+def prepare_loader(_: int) -> None:
+    """What every loader process does first."""
+    cv2.setNumThreads(0)  # each is one of many; threads of their own would only wait for each other
+    outlive_signals()
+
+
+def outlive_signals() -> None:
     """Lets a loader process live on where a whole group is told to stop: the training still needs its batches.
 
     SIGTERM from the training itself, which ends its loaders at the end, is obeyed.
@@ -51,6 +59,7 @@ class DataModule(L.LightningDataModule):
         batch_size: items per device and step; the effective batch is this x devices x accumulated batches.
         val_batch_size: items per validation step.
         num_workers: loader processes.
+        prefetch: batches that each of them has ready or in the making, in memory that processes share (/dev/shm).
 
     Raises:
         UserError: `train` cannot be split.
@@ -63,6 +72,7 @@ class DataModule(L.LightningDataModule):
         batch_size: int = 16,
         val_batch_size: int = 8,
         num_workers: int = 1,
+        prefetch: int = 2,
     ):
         super().__init__()
         if isinstance(val, ImagePairs) and val.source is None:
@@ -74,7 +84,8 @@ class DataModule(L.LightningDataModule):
             log.info("val_photos is not given: %d photos are held out of training, by a hash of their names", len(held))
         self.train, self.val = train, val
         self.used: int | None = None  # draws before the start of this process; None: as many ranks as now drew them
-        self.batch_size, self.val_batch_size, self.num_workers = batch_size, val_batch_size, num_workers
+        self.batch_size, self.val_batch_size = batch_size, val_batch_size
+        self.num_workers, self.prefetch = num_workers, prefetch
 
     def effective_batch(self, trainer: L.Trainer) -> int:
         """Items per optimizer step: batch size x ranks x accumulated batches."""
@@ -87,8 +98,9 @@ class DataModule(L.LightningDataModule):
             "batch_size": self.batch_size,
             "num_workers": self.num_workers,
             "persistent_workers": self.num_workers > 0,
-            "prefetch_factor": 4 if self.num_workers else None,
-            "worker_init_fn": outlive_signals,
+            "prefetch_factor": self.prefetch if self.num_workers else None,
+            "worker_init_fn": prepare_loader,
+            "collate_fn": pack,
             "pin_memory": trainer.strategy.root_device.type == "cuda",
         }
         if isinstance(self.train, StreamedPairs):
@@ -114,11 +126,13 @@ class DataModule(L.LightningDataModule):
         if self.val is None:
             return []
         workers = min(self.num_workers, 1)
-        return DataLoader(self.val, self.val_batch_size, num_workers=workers, worker_init_fn=outlive_signals)
+        return DataLoader(
+            self.val, self.val_batch_size, num_workers=workers, worker_init_fn=prepare_loader, collate_fn=pack
+        )
 
     def transfer_batch_to_device(self, batch: dict, device: torch.device, dataloader_idx: int) -> dict:
         seeds = batch.pop("seed", None)  # stay here, where NumPy needs them
-        batch = super().transfer_batch_to_device(batch, device, dataloader_idx)
+        batch = unpack(super().transfer_batch_to_device(batch, device, dataloader_idx))
         if seeds is not None:
             dataset = self.train if self.trainer.training else self.val
             rngs = [np.random.default_rng(seed) for seed in seeds.tolist()]

@@ -1,5 +1,6 @@
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 import pytorch_lightning as L
@@ -23,11 +24,13 @@ class Recorder(L.LightningModule):
         super().__init__()
         self.weight = torch.nn.Parameter(torch.zeros(()))
         self.seen: list[list[str]] = []
+        self.hq: list[torch.Tensor] = []
         self.lq: list[torch.Tensor] = []
         self.validated: list[torch.Tensor] = []
 
     def training_step(self, batch: dict, _: int) -> torch.Tensor:
         self.seen.append(batch["prompt"])
+        self.hq += batch.get("hq", [])
         self.lq += batch.get("lq", [])
         return self.weight.square()
 
@@ -183,3 +186,43 @@ def test_a_run_that_goes_on_with_another_batch_size_uses_every_draw_once(tmp_pat
         trainer.save_checkpoint(checkpoint)
         seen += [int(prompt) for prompts in recorder.seen for prompt in prompts]
     assert seen == list(range(2 * 3 + 2 * 2 + 1 * 4))
+
+
+# Loader processes
+
+
+class Threads(Dataset):
+    """Draw n tells how many threads OpenCV has in the process that makes it."""
+
+    def __getitem__(self, n: int) -> dict:
+        return {"prompt": str(cv2.getNumThreads())}
+
+
+def test_opencv_takes_no_threads_in_loader_processes():
+    before = cv2.getNumThreads()
+    cv2.setNumThreads(3)
+    try:
+        seen = fit_deferred(DataModule(Threads(), batch_size=1, num_workers=2), 4).seen
+        assert cv2.getNumThreads() == 3
+    finally:
+        cv2.setNumThreads(before)
+    assert seen == [["1"]] * 4
+
+
+@pytest.mark.parametrize("prefetch", [1, 3])
+def test_every_loader_process_has_so_many_batches_ahead(prefetch, photos):
+    module = DataModule(ImagePairs(photos, 32), batch_size=2, num_workers=2, prefetch=prefetch)
+    fit_deferred(module, 1)
+    assert module.trainer.train_dataloader.prefetch_factor == prefetch
+
+
+@pytest.mark.parametrize("defer", [False, True])
+def test_pairs_travel_as_bytes_and_arrive_as_they_were(photos, defer):
+    data = DataModule(deferred(photos, defer=defer), batch_size=2, num_workers=1)
+    module = fit_deferred(data, 3)
+    (raw, *_), expected = data.trainer.train_dataloader, [data.train[n] for n in range(6)]
+    assert raw["hq"].dtype == torch.uint8
+    assert defer or raw["lq"].dtype == torch.uint8
+    assert torch.equal(torch.stack(module.hq), torch.stack([item["hq"] for item in expected]))
+    if not defer:
+        assert torch.equal(torch.stack(module.lq), torch.stack([item["lq"] for item in expected]))
