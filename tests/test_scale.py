@@ -118,7 +118,6 @@ def test_uneven_shards_do_not_hang(read, tmp_path):
     write_shards(tmp_path / "shards", 5, 1)
     options = [f"photos={tmp_path}/shards"]
     if read == "as a stream":
-        pytest.importorskip("webdataset")
         urls = f"'{tmp_path}/shards/{{0..1}}.tar'"
         params = f"{{source: {urls}, crop_size: 32, degradation: '${{degradation}}'}}"
         options.append(f"data.params.train={{target: dataset.streams.StreamedPairs, params: {params}}}")

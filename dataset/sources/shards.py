@@ -169,14 +169,12 @@ def index_shard(path: Path) -> NDArray:
     try:
         with tarfile.open(path, "r:") as tar:
             for member in tar:
-                folder, _, name = member.name.rpartition("/")
-                key, _, suffix = name.partition(".")
-                if not member.isfile() or not key:
+                key, suffix = split_name(member.name)
+                if not member.isfile() or key is None:
                     continue
-                if (folder, key) != current:
-                    current = (folder, key)
+                if key != current:
+                    current = key
                     entries.append({})
-                suffix = suffix.lower()
                 kind = "image" if f".{suffix}" in SUFFIXES else suffix
                 if kind in MEMBERS:
                     entries[-1] |= {f"{kind}_start": member.offset_data, f"{kind}_size": member.size}
@@ -185,6 +183,13 @@ def index_shard(path: Path) -> NDArray:
         raise UserError(f"{path} is not a readable, uncompressed tar file ({error}); fetch it again") from error
     samples = [tuple(entry.get(field, -1) for field in ENTRY.names) for entry in entries if "image_start" in entry]
     return np.array(samples, dtype=ENTRY)
+
+
+def split_name(name: str) -> tuple[str | None, str]:
+    """A member's sample and kind: `a/b.c.PNG` -> (`a/b`, `c.png`); a name without either belongs to none."""
+    folder, slash, name = name.rpartition("/")
+    key, _, suffix = name.partition(".")
+    return f"{folder}{slash}{key}" if key else None, suffix.lower()
 
 
 def write_shard(path: Path, samples: Iterable[tuple[str, Mapping[str, bytes]]]) -> int:

@@ -2,6 +2,7 @@
 
 import argparse
 import logging
+import os
 import warnings
 
 from diffbir.utils.cli import entry_point
@@ -23,10 +24,14 @@ def main(description: str, default_config: str, argv: list[str] | None = None) -
         action="store_true",
         help="two batches through training, validation, pictures and a checkpoint; says what the whole run will take",
     )
+    parser.add_argument(
+        "--allow-pipes", action="store_true", help="lets pipe: sources of the YAML run their shell commands"
+    )
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="changes to the YAML, merged last")
     args = parser.parse_args(argv)
     from pytorch_lightning.utilities import rank_zero_only  # these load torch, and help or a wrong flag needs none
 
+    from diffbir.dataset.fetch import ALLOW_PIPES
     from diffbir.model.training.dry_run import dry_run
     from diffbir.model.training.run import train
     from diffbir.utils.config import load_config
@@ -39,6 +44,7 @@ def main(description: str, default_config: str, argv: list[str] | None = None) -
         "It is recommended to use `self.log.*sync_dist",  # every rank validates the whole set
     ):
         warnings.filterwarnings("ignore", expected)
+    os.environ[ALLOW_PIPES] = "1" if args.allow_pipes else "0"
     if args.dry_run:
         dry_run(args.config, args.overrides)
     else:

@@ -56,7 +56,6 @@ def shards(tmp_path_factory) -> Path:
 def dataset(kind: str, shards: Path) -> Dataset:
     captions = {"txt": 1}
     if kind == "stream":
-        pytest.importorskip("webdataset")
         return StreamedPairs(f"{shards}/{{0..2}}.tar", 8, captions=captions)
     return ImagePairs(Shards(shards, captions), 8)
 
@@ -159,7 +158,6 @@ def test_a_validation_set_has_its_own_degradation_on_the_accelerator(photos):
 
 
 def test_a_stream_can_defer_too(shards):
-    pytest.importorskip("webdataset")
     stream = StreamedPairs(f"{shards}/{{0..2}}.tar", 8, RECIPE, defer=True)
     item = next(iter(stream))
     assert item.keys() == {"hq", "prompt", "seed"}
