@@ -3,12 +3,12 @@
 import logging
 import time
 from collections.abc import Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from itertools import islice, pairwise
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 from omegaconf import DictConfig
 from torch.utils.data import DataLoader
 from tqdm import tqdm
@@ -16,6 +16,7 @@ from tqdm import tqdm
 from diffbir.dataset.degradations.recipes import Recipe, Step
 from diffbir.dataset.latents import CachedLatents
 from diffbir.dataset.pairs import ImagePairs
+from diffbir.dataset.parallel import computed
 from diffbir.dataset.sources.files import Source
 from diffbir.dataset.streams import StreamedPairs
 from diffbir.utils.config import ConfigError, load_config
@@ -29,41 +30,46 @@ class Scan:
     """Every image of a source, read once.
 
     Args:
-        sizes: (height, width) of each readable image, by number.
-        unreadable: why the others cannot be read, by number.
+        short: (N,) short side of each image, pixels; 0 if it cannot be read.
+        unreadable: why those cannot be read, by number.
     """
 
-    sizes: dict[int, tuple[int, int]] = field(default_factory=dict)
+    short: NDArray[np.int32]
     unreadable: dict[int, str] = field(default_factory=dict)
 
-    def below(self, side: int) -> list[int]:
+    @property
+    def readable(self) -> NDArray[np.int64]:
+        """Numbers of the images that can be read."""
+        return np.flatnonzero(self.short)
+
+    def below(self, side: int) -> NDArray[np.int64]:
         """Numbers of the images whose short side is smaller."""
-        return [i for i, size in self.sizes.items() if min(size) < side]
+        return np.flatnonzero((self.short > 0) & (self.short < side))
 
     def histogram(self, edges: Iterable[int] = (0, 64, 128, 256, 512, 768, 1024, 2048)) -> dict[str, int]:
         """How many images have a short side in each range, pixels."""
         edges = [*edges, np.inf]
-        counts, _ = np.histogram([min(size) for size in self.sizes.values()], edges)
+        counts, _ = np.histogram(self.short[self.readable], edges)
         names = [f"{low} to {high - 1}" for low, high in pairwise(edges[:-1])]
         return dict(zip([*names, f"{edges[-2]} and more"], map(int, counts), strict=True))
 
 
-def scan(source: Source, threads: int = 4) -> Scan:
-    """Decodes every image of a source; only this finds truncated files."""
-    found = Scan()
+def scan(source: Source, workers: int = 0) -> Scan:
+    """Decodes every image of a source, in so many processes; only this finds truncated files."""
 
-    def read(i: int) -> tuple[int, int] | str:
+    def read(i: int) -> int | str:
         try:
-            return source.read(i, np.random.default_rng(0)).hq.shape[:2]
+            return min(source.read(i, np.random.default_rng(0)).hq.shape[:2])
         except ImageError as error:
             return str(error)
 
-    numbers = iter(range(len(source)))
-    with ThreadPoolExecutor(threads) as pool, tqdm(desc="reading", total=len(source), unit="image") as bar:
-        while block := list(islice(numbers, 4096)):  # a pool keeps all that is submitted in memory
-            for i, result in zip(block, pool.map(read, block), strict=True):
-                (found.unreadable if isinstance(result, str) else found.sizes)[i] = result
-                bar.update()
+    found = Scan(np.zeros(len(source), np.int32))
+    results = computed(read, range(len(source)), workers)
+    for i, result in enumerate(tqdm(results, "reading", len(source), unit="image")):
+        if isinstance(result, str):
+            found.unreadable[i] = result
+        else:
+            found.short[i] = result
     return found
 
 

@@ -40,7 +40,7 @@ def main(argv: list[str] | None = None) -> int:
     p.add_argument("--degradation", help="YAML with the recipe (configs/dataset/); without it there is no lq")
     p.add_argument("--crop-size", type=int, default=512, help="smaller images are reported (default: %(default)s)")
     p.add_argument("--batch-size", type=int, default=16, help="for each device (default: %(default)s)")
-    p.add_argument("--workers", type=int, default=1, help="loader processes (default: %(default)s)")
+    p.add_argument("--workers", type=int, default=1, help="processes that read (default: %(default)s)")
     p.add_argument("--effective-batch", type=int, help="batch size x devices x accumulated batches")
     p.add_argument("--need", type=float, help="pairs per second that the model takes, to compare the loader with")
     p.add_argument("--contact-sheet", type=Path, help="PNG to write with pairs of the first draws")
@@ -67,7 +67,7 @@ def main(argv: list[str] | None = None) -> int:
 
     unreadable: dict[int, str] = {}
     if not args.fast:
-        found = scan(dataset.source)
+        found = scan(dataset.source, args.workers)
         unreadable = found.unreadable
         print(f"unreadable   {len(unreadable)}")
         print("".join(f"             {reason}\n" for reason in unreadable.values()), end="")
@@ -79,7 +79,7 @@ def main(argv: list[str] | None = None) -> int:
         if args.good_list:
             if not isinstance(dataset.source, Files):
                 raise UserError("--good-list works for folders and file lists only; write the table or shards again")
-            lines = [f"{dataset.source.paths[i].resolve()}\n" for i in found.sizes]
+            lines = [f"{dataset.source.paths[i].resolve()}\n" for i in found.readable]
             with replacing(args.good_list) as part:
                 part.write_text("".join(lines), encoding="utf-8")
     if unreadable and dataset.on_error == "fail":

@@ -7,7 +7,8 @@ Example:
 import argparse
 import os
 import sys
-from collections.abc import Sequence
+from array import array
+from collections.abc import Iterable
 from pathlib import Path
 
 from PIL import Image
@@ -16,9 +17,11 @@ from tqdm import tqdm
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from diffbir.dataset.order import shuffled
+from diffbir.dataset.parallel import computed
+from diffbir.dataset.sources.texts import Paths
 from diffbir.utils.cli import UserError, entry_point
 from diffbir.utils.files import replacing
-from diffbir.utils.image import list_images
+from diffbir.utils.image import image_names
 
 
 @entry_point
@@ -33,46 +36,54 @@ def main(argv: list[str] | None = None) -> None:
         "--on-error", choices=("fail", "skip"), default="fail", help="what to do with files that are no images"
     )
     p.add_argument("--seed", type=int, default=0, help="of the split (default: %(default)s)")
+    p.add_argument("--workers", type=int, default=1, help="processes that read (default: %(default)s)")
     args = p.parse_args(argv)
 
-    paths, small, unreadable = [], 0, 0
-    for path in tqdm(list_images(args.input), unit="image"):
+    paths = Paths(*image_names(args.input))
+
+    def short_side(i: int) -> int | None:
+        """None if the file is no image; of those the header alone is read, and scripts/check_dataset.py decodes."""
         try:
-            with Image.open(path) as image:  # the header alone; scripts/check_dataset.py decodes
-                side = min(image.size)
-        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+            with Image.open(paths[i]) as image:
+                return min(image.size)
+        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
+            return None
+
+    kept, small, unreadable = array("q"), 0, 0
+    sides = computed(short_side, range(len(paths)), args.workers, block=256)
+    for i, side in enumerate(tqdm(sides, total=len(paths), unit="image")):
+        if side is None:
             if args.on_error == "fail":
-                raise UserError(f"{path} is not a readable image; remove it, or give --on-error skip") from error
-            tqdm.write(f"skipped: {path} is not a readable image", file=sys.stderr)
+                raise UserError(f"{paths[i]} is not a readable image; remove it, or give --on-error skip")
+            tqdm.write(f"skipped: {paths[i]} is not a readable image", file=sys.stderr)
             unreadable += 1
-            continue
-        if side < args.min_size:
+        elif side < args.min_size:
             small += 1
         else:
-            paths.append(path)
-    if not paths:
+            kept.append(i)
+    if not kept:
         raise UserError(f"no image of {args.input} has a short side of {args.min_size} pixels; lower --min-size")
 
     held_out: set[int] = set()
     if args.val_output:
-        count = round(args.val * len(paths)) if args.val < 1 else int(args.val)
-        if not 0 < count < len(paths):
-            raise UserError(f"--val {args.val:g} takes {count} of {len(paths)} images; leave some in both lists")
-        held_out = {shuffled(i, len(paths), args.seed, 0) for i in range(count)}
-        write_list(args.val_output, [paths[i] for i in sorted(held_out)])
-    write_list(args.output, [path for i, path in enumerate(paths) if i not in held_out])
-    print(f"{len(paths) - len(held_out)} images in {args.output}", end="")
+        count = round(args.val * len(kept)) if args.val < 1 else int(args.val)
+        if not 0 < count < len(kept):
+            raise UserError(f"--val {args.val:g} takes {count} of {len(kept)} images; leave some in both lists")
+        held_out = {shuffled(i, len(kept), args.seed, 0) for i in range(count)}
+        write_list(args.val_output, (paths[kept[i]] for i in sorted(held_out)))
+    write_list(args.output, (paths[number] for i, number in enumerate(kept) if i not in held_out))
+    print(f"{len(kept) - len(held_out)} images in {args.output}", end="")
     print(f", {len(held_out)} in {args.val_output}" if held_out else "", end="")
     print(f"; left out: {small} too small, {unreadable} unreadable")
 
 
-def write_list(output: Path, paths: Sequence[Path]) -> None:
+def write_list(output: Path, paths: Iterable[Path]) -> None:
     """Images below the list's folder by relative paths, so that both can move together; others by absolute ones."""
     folder = output.resolve().parent
-    absolute = [path.resolve() for path in paths]
-    lines = [os.path.relpath(p, folder) if p.is_relative_to(folder) else str(p) for p in absolute]
-    with replacing(output) as part:
-        part.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+    with replacing(output) as part, part.open("w", encoding="utf-8") as file:
+        for path in paths:
+            path = path.resolve()
+            file.write(f"{os.path.relpath(path, folder) if path.is_relative_to(folder) else path}\n")
 
 
 if __name__ == "__main__":

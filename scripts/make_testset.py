@@ -1,7 +1,8 @@
 """Makes a fixed synthetic test set: hq/ and lq/ with PNGs of the same names, and what they were made from.
 
 testset.json holds the seed, and of every pair its image and what was drawn for it; recipe.yaml is the degradation. The
-same command makes the same pixels. Read it as pairs with `dataset.sources.pairs.PairFolders`.
+same command makes the same pixels, also with random crops; a smaller --count makes the first pairs of a larger one.
+Read it as pairs with `dataset.sources.pairs.PairFolders`.
 
 Example:
     python scripts/make_testset.py photos --degradation configs/dataset/realesrgan.yaml --output testsets/photos
@@ -35,7 +36,13 @@ def main(argv: list[str] | None = None) -> None:
     p.add_argument("input", help="folder, list file, table or shards of clean images")
     p.add_argument("--output", type=Path, required=True, help="folder for the test set; must not exist")
     p.add_argument("--degradation", required=True, help="YAML with the recipe (configs/dataset/)")
-    p.add_argument("--size", type=int, default=512, help="side of the centre crops, pixels (default: %(default)s)")
+    p.add_argument("--size", type=int, default=512, help="side of the crops, pixels (default: %(default)s)")
+    p.add_argument(
+        "--crop",
+        choices=("centre", "random"),
+        default="centre",
+        help="where each is cut out; a random place follows from --seed and the image's number (default: %(default)s)",
+    )
     p.add_argument("--short-side", type=int, help="resizes the short side to this before the crop, pixels")
     p.add_argument(
         "--lq-scale",
@@ -44,10 +51,16 @@ def main(argv: list[str] | None = None) -> None:
         help="stores degraded pictures this much smaller, for methods that enlarge themselves: recipes enlarge them to "
         "the clean ones' size, which is undone (default: %(default)s)",
     )
-    p.add_argument("--count", type=int, help="only the first so many images")
-    p.add_argument("--seed", type=int, default=0, help="of the degradations (default: %(default)s)")
+    p.add_argument(
+        "--count",
+        type=int,
+        help="only the first so many images: of a folder by name, else in the list's order (default: all)",
+    )
+    p.add_argument("--seed", type=int, default=0, help="of the degradations and random crops (default: %(default)s)")
     args = p.parse_args(argv)
 
+    if args.count is not None and args.count < 1:
+        raise UserError(f"--count {args.count} must be at least 1")
     if args.output.exists():
         raise UserError(f"{args.output} already exists; remove it, or give another folder")
     recipe = read_recipe(args.degradation)
@@ -58,7 +71,7 @@ def main(argv: list[str] | None = None) -> None:
         args.input,
         args.size,
         degradation,
-        crop="centre",
+        crop=args.crop,
         flip=False,
         shuffle=False,
         seed=args.seed,
@@ -78,7 +91,7 @@ def main(argv: list[str] | None = None) -> None:
             "seed": args.seed,
             "size": args.size,
             "short_side": args.short_side,
-            "crop": "centre",
+            "crop": args.crop,
             "lq_scale": args.lq_scale,
         }
         facts["versions"] = versions(PACKAGES)

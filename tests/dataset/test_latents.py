@@ -74,6 +74,18 @@ def test_more_draws_are_added_to_a_finished_cache(folder, tmp_path):
     assert {p.name: p.read_bytes() for p in tmp_path.iterdir()} == {p.name: p.read_bytes() for p in folder.iterdir()}
 
 
+def test_several_processes_share_the_files_and_make_the_same_ones(folder, tmp_path, monkeypatch):
+    """One after the other here: the second has only its own left to do, and finds them done if it runs again."""
+    files = sorted(path.name for path in folder.glob("*.safetensors"))
+    assert len(files) == 2
+    for rank, expected in ((1, files[1:]), (0, files)):
+        monkeypatch.setenv("RANK", str(rank))
+        monkeypatch.setenv("WORLD_SIZE", "2")
+        assert cache(tmp_path) == 0
+        assert sorted(path.name for path in tmp_path.glob("*.safetensors")) == expected
+    assert {p.name: p.read_bytes() for p in tmp_path.iterdir()} == {p.name: p.read_bytes() for p in folder.iterdir()}
+
+
 def test_a_training_fits_them(folder, tmp_path):
     train_node = f"{{target: dataset.latents.CachedLatents, params: {{folder: {folder}}}}}"
     run = [f"run_dir={tmp_path}", "trainer.params.max_steps=2", "validate_every=2", f"data.params.train={train_node}"]

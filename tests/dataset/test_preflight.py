@@ -89,14 +89,16 @@ def test_on_error_is_fail_or_skip(hundred):
 # The scan
 
 
-def test_a_scan_finds_sizes_small_and_unreadable_images(photos):
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_scan_finds_sizes_small_and_unreadable_images(photos, workers):
     damage(photos / "1.png")
-    found = scan(Files(photos))
-    assert found.sizes == {0: (3, 1), 2: (64, 70), 3: (130, 512)}
+    found = scan(Files(photos), workers)
+    assert found.short.tolist() == [1, 0, 64, 130]
+    assert found.readable.tolist() == [0, 2, 3]
     assert list(found.unreadable) == [1]
     assert str(photos / "1.png") in found.unreadable[1]
-    assert found.below(64) == [0]
-    assert found.below(65) == [0, 2]
+    assert found.below(64).tolist() == [0]
+    assert found.below(65).tolist() == [0, 2]
 
 
 def test_the_histogram_counts_every_image_once(photos):

@@ -11,6 +11,7 @@ from numpy.testing import assert_array_equal
 from omegaconf import OmegaConf
 from PIL import Image
 
+from diffbir.dataset.crops import resize_short
 from diffbir.dataset.degradations.resize import resize
 from diffbir.dataset.pairs import ImagePairs
 from diffbir.dataset.sources.pairs import PairFolders
@@ -88,7 +89,50 @@ def test_a_file_that_is_no_image_is_named_or_skipped_in_a_list(photos, tmp_path,
     assert "1 unreadable" in capsys.readouterr().out
 
 
+def test_lists_are_the_same_from_several_processes(photos, tmp_path, capsys):
+    (photos / "text.jpg").write_text("words")
+    for workers in (1, 3):
+        lists = ["--output", tmp_path / f"{workers}.txt", "--val-output", tmp_path / f"val{workers}.txt", "--val", 2]
+        assert run("make_file_list", photos, *lists, "--on-error", "skip", "--workers", workers) == 0
+        assert "5 images" in (out := capsys.readouterr()).out and "text.jpg" in out.err
+    for name in ("{}.txt", "val{}.txt"):
+        assert (tmp_path / name.format(1)).read_text() == (tmp_path / name.format(3)).read_text()
+    assert run("make_file_list", photos, "--output", tmp_path / "no.txt", "--workers", 2) == 1
+    assert "text.jpg is not a readable image" in capsys.readouterr().err
+
+
 # Shards
+
+
+def test_shards_are_the_same_from_several_processes(photos, tmp_path, capsys):
+    """To the last byte; and what goes wrong in one of them is one sentence."""
+    bad = add_damaged(photos)
+    command = ["make_shards", photos, "--per-shard", 2, "--on-error", "skip", "--output"]
+    for workers in (1, 3):
+        assert run(*command, tmp_path / str(workers), "--workers", workers) == 0
+        shown = capsys.readouterr()
+        assert "7 images in 4 shards" in shown.out and "1 skipped" in shown.out and str(bad) in shown.err
+    shards = sorted((tmp_path / "1").glob("*.tar"))
+    assert len(shards) == 4
+    for path in shards:
+        assert path.read_bytes() == (tmp_path / "3" / path.name).read_bytes()
+    assert run("make_shards", photos, "--per-shard", 2, "--output", tmp_path / "fail", "--workers", 3) == 1
+    assert capsys.readouterr().err.splitlines()[-1].startswith(f"error: {bad} is damaged")
+
+
+def test_shards_hold_large_images_shrunk_as_a_training_would(photos, tmp_path):
+    """Those of 80 x 96 to a short side of 32; the small one keeps its bytes."""
+    assert run("make_shards", photos, "--output", tmp_path / "s", "--resize", 32, "--quality", 98) == 0
+    source, rng = Shards(tmp_path / "s"), np.random.default_rng(0)
+    packed = {source.read(i, rng).hq.shape: source.read(i, rng).hq for i in range(len(source))}
+    assert set(packed) == {(32, 38, 3), (20, 20, 3)}
+    assert_array_equal(packed[20, 20, 3], read_rgb(photos / "sub" / "small.PNG"))
+    expected = [resize_short(read_rgb(photos / f"{i}.png"), 32).astype(int) for i in range(6)]
+    for i in range(len(source)):
+        image = source.read(i, rng).hq
+        if image.shape[0] == 32:
+            assert min(np.abs(image - x).mean() for x in expected) < 1.5
+    assert run("make_shards", photos, "--output", tmp_path / "no", "--quality", 0) == 1
 
 
 def test_shards_hold_every_image_once_as_it_is(photos, tmp_path):
@@ -153,6 +197,24 @@ def test_a_test_set_is_pairs_that_can_be_made_again(photos, tmp_path):
             assert_array_equal(to_uint8(pairs[n][key]), to_uint8(made[n][key]))
 
 
+def test_random_crops_of_a_test_set_follow_from_the_seed_and_fewer_pairs_are_the_first(photos, tmp_path):
+    """Each is where a dataset of the same seed cuts it; those of another seed are elsewhere."""
+    sets = {"all": (5, 7), "few": (5, 3), "other": (6, 7)}
+    for name, (seed, count) in sets.items():
+        options = ["--crop", "random", "--seed", seed, "--count", count, "--output", tmp_path / name]
+        assert run("make_testset", photos, "--degradation", RECIPE, "--size", 48, *options) == 0
+    pictures = {name: [read_rgb(path) for path in list_images(tmp_path / name / "hq")] for name in sets}
+    assert [len(found) for found in pictures.values()] == [7, 3, 7]
+    made = ImagePairs(photos, 48, crop="random", flip=False, shuffle=False, seed=5)
+    for n, picture in enumerate(pictures["all"]):
+        assert_array_equal(picture, to_uint8(made[n]["hq"]))
+    assert_array_equal(pictures["few"], pictures["all"][:3])
+    moved = [not np.array_equal(*pair) for pair in zip(pictures["all"], pictures["other"], strict=True)]
+    assert sum(moved) >= 5  # the small one is cut from end to end
+    assert json.loads((tmp_path / "all" / "testset.json").read_text())["crop"] == "random"
+    assert run("make_testset", photos, "--degradation", RECIPE, "--count", 0, "--output", tmp_path / "no") == 1
+
+
 def test_a_test_set_is_whole_or_not_there_and_never_overwritten(photos, tmp_path, capsys):
     add_damaged(photos)
     command = ["make_testset", photos, "--degradation", RECIPE, "--size", 48, "--output", tmp_path / "set"]
@@ -190,7 +252,7 @@ def test_a_check_reports_and_draws(photos, tmp_path, capsys):
 
 def test_a_check_finds_unreadable_images_and_writes_a_list_without_them(photos, tmp_path, capsys):
     bad = add_damaged(photos)
-    options = ["--crop-size", 48, "--batch-size", 16, "--good-list", tmp_path / "good.txt"]
+    options = ["--crop-size", 48, "--batch-size", 16, "--workers", 2, "--good-list", tmp_path / "good.txt"]
     assert run("check_dataset", photos, *options) == 1
     shown = capsys.readouterr().out
     assert "unreadable   1" in shown
