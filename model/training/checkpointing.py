@@ -105,9 +105,13 @@ class Checkpoint(L.callbacks.ModelCheckpoint):
         pass
 
     def on_train_batch_start(self, trainer: L.Trainer, module: Trainable, batch: Any, batch_idx: int) -> None:
-        super().on_train_batch_end(trainer, module, None, batch, batch_idx)
-        if batch_idx % trainer.accumulate_grad_batches == 0 and self.overdue(trainer):
-            self._save_topk_checkpoint(trainer, self._monitor_candidates(trainer))
+        # Not by the method of the base class: at the last batch of an epoch, that one waits for a validation.
+        every = self._every_n_train_steps
+        due = every > 0 and trainer.global_step % every == 0 and not self._should_skip_saving_checkpoint(trainer)
+        if due or (batch_idx % trainer.accumulate_grad_batches == 0 and self.overdue(trainer)):
+            candidates = self._monitor_candidates(trainer)
+            self._save_topk_checkpoint(trainer, candidates)
+            self._save_last_checkpoint(trainer, candidates)
 
     def overdue(self, trainer: L.Trainer) -> bool:
         """By the clock of rank 0, so that all save at the same step."""

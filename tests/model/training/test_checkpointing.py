@@ -100,3 +100,49 @@ def test_checkpoints_by_the_clock(tmp_path, monkeypatch):
     monkeypatch.setattr(Checkpoint, "_save_checkpoint", record)
     run("stage1", tmp_path, 12, "checkpoint_every=7", "checkpoint_minutes=3")
     assert saved == [3, 6, 7, 10, 12]
+
+
+class OneWeight(L.LightningModule):
+    def __init__(self):
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.zeros(1))
+
+    def training_step(self, batch: torch.Tensor, _: int) -> torch.Tensor:
+        return (self.weight - batch).square().mean()
+
+    def validation_step(self, batch: torch.Tensor, _: int) -> None:
+        pass
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return torch.optim.SGD(self.parameters(), lr=0.1)
+
+
+@pytest.mark.parametrize("every", [1, 3])
+@pytest.mark.parametrize("accumulate", [1, 2])
+@pytest.mark.parametrize("validate", [1, None])
+def test_every_step_that_is_due_is_saved_also_at_the_end_of_an_epoch_and_beside_validations(
+    tmp_path, every, accumulate, validate
+):
+    """Seven steps in epochs of four batches; each file holds the weight after its step."""
+    saving = Checkpoint(
+        dirpath=tmp_path, filename="{step}", every_n_train_steps=every, save_top_k=-1, monitor="step", mode="max"
+    )
+    trainer = L.Trainer(
+        accelerator="cpu",
+        max_steps=7,
+        accumulate_grad_batches=accumulate,
+        val_check_interval=validate,
+        check_val_every_n_epoch=None if validate else 1,
+        limit_val_batches=1 if validate else 0,
+        callbacks=[saving],
+        logger=False,
+        **dict.fromkeys(("enable_progress_bar", "enable_model_summary"), False),
+    )
+    data = torch.utils.data.DataLoader(torch.ones(4, 1))
+    trainer.fit(OneWeight(), data, data)
+    expected = {step for step in range(1, 7) if step % every == 0} | {7}
+    saved = {int(path.stem.partition("=")[2]): torch.load(path, weights_only=True) for path in tmp_path.iterdir()}
+    assert saved.keys() == expected
+    for step, checkpoint in saved.items():
+        assert checkpoint["global_step"] == step
+        assert checkpoint["state_dict"]["weight"].item() == pytest.approx(1 - 0.8**step, rel=1e-5)
