@@ -13,6 +13,7 @@ from torch import Tensor
 
 from diffbir.utils.cli import UserError
 from diffbir.utils.decode import ImageError, decode
+from diffbir.utils.deep import eight_bits, encode
 from diffbir.utils.profiles import as_image, to_srgb, unit_srgb
 from diffbir.utils.raster import white
 from diffbir.utils.texts import list_lines
@@ -109,13 +110,22 @@ def read_rgb(file: str | Path | BinaryIO, name: str | None = None, *, lenient: b
     return rgb if rgb.dtype == np.uint8 else np.rint(rgb).astype(np.uint8)
 
 
-def write_png(path: str | Path, rgb: NDArray[np.uint8]) -> None:
-    """Writes (H, W, 3) uint8 as PNG; the file appears whole or not at all."""
+def write_png(path: str | Path, picture: NDArray | Image.Image) -> None:
+    """Writes a picture as PNG, with the profile and EXIF of its `info`; the file appears whole or not at all.
+
+    Args:
+        picture: (H, W) or (H, W, 1 | 2 | 3 | 4) uint8 or uint16, a PIL image, or a `utils.deep.Deep`.
+    """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f".{path.name}.part")
+    info = {k: v for k, v in getattr(picture, "info", {}).items() if k in ("icc_profile", "exif")}
     try:
-        Image.fromarray(rgb).save(part, format="PNG")
+        if isinstance(picture, np.ndarray) and picture.dtype == np.uint16:
+            part.write_bytes(encode(picture, ".png", info))
+        else:
+            image = picture if isinstance(picture, Image.Image) else eight_bits(picture)
+            image.save(part, format="PNG", **info)
         os.replace(part, path)
     finally:
         part.unlink(missing_ok=True)
@@ -132,8 +142,8 @@ def to_uint8(image: Tensor) -> NDArray[np.uint8]:
     return image.detach().float().clamp(0, 1).mul(255).round().byte().permute(1, 2, 0).cpu().numpy()
 
 
-def side_by_side(images: dict[str, NDArray[np.uint8]]) -> NDArray[np.uint8]:
-    """Equally large (H, W, 3) pictures next to each other, each with its title above."""
+def side_by_side(images: dict[str, NDArray]) -> NDArray[np.uint8]:
+    """Equally large pictures (arrays as `write_png` takes them) next to each other, each with its title above."""
     height, width = next(iter(images.values())).shape[:2]
     bar, gap = 22, 4
     canvas = Image.new("RGB", ((width + gap) * len(images) - gap, height + bar), "white")
@@ -141,5 +151,5 @@ def side_by_side(images: dict[str, NDArray[np.uint8]]) -> NDArray[np.uint8]:
     for i, (title, image) in enumerate(images.items()):
         left = i * (width + gap)
         draw.text((left + 4, 3), title, fill="black", font=ImageFont.load_default(14))
-        canvas.paste(Image.fromarray(image), (left, bar))
+        canvas.paste(eight_bits(image).convert("RGB"), (left, bar))
     return np.asarray(canvas)

@@ -12,8 +12,12 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 from diffbir.utils.cli import UserError
-from diffbir.utils.image import read_rgb, to_tensor, to_uint8
-from diffbir.utils.profiles import to_srgb
+from diffbir.utils.decode import decode
+from diffbir.utils.deep import Deep
+from diffbir.utils.exif import upright
+from diffbir.utils.image import to_tensor
+from diffbir.utils.profiles import parse, to_srgb, unit_srgb
+from diffbir.utils.raster import Raster, white
 
 Picture = str | Path | Image.Image | NDArray | Tensor
 Back = Callable[[Tensor], Any]  # (B, 3, h, w) RGB in [0, 1], any size -> a picture of the kind that came in
@@ -30,7 +34,8 @@ def open_picture(picture: Picture) -> tuple[Tensor, Back]:
     size of the result.
 
     Args:
-        picture: a path, which comes back as a PIL image in RGB (as `read_rgb` sees it, transparent parts over white);
+        picture: a path, which comes back as a PIL image (L, LA, RGB, RGBA, or I;16 of 16-bit grey) or, of 16 bits in
+            colour or with alpha, as `utils.deep.Deep`; in the colours of its profile, with `info` of profile and EXIF;
             a PIL image, of which the upright sRGB version is taken (16-bit greyscale stays so, palettes become RGB);
             an array (H, W) or (H, W, 1 | 3 | 4), uint8, uint16 or floats in [0, 1];
             a tensor (C, H, W) or (B, C, H, W) of floats in [0, 1] with 1, 3 or 4 channels, on any device.
@@ -42,7 +47,7 @@ def open_picture(picture: Picture) -> tuple[Tensor, Back]:
         UserError: something else; an unreadable file is an `ImageError`.
     """
     if isinstance(picture, (str, Path)):
-        return to_tensor(read_rgb(picture))[None], lambda x: Image.fromarray(to_uint8(x[0]))
+        return _open_file(decode(picture, lenient=True))
     if isinstance(picture, Image.Image):
         array = _array(picture)
         x, back = _open_array(array)
@@ -99,6 +104,35 @@ def _open_tensor(picture: Tensor) -> tuple[Tensor, Back]:
     return x, back
 
 
+def _open_file(raster: Raster) -> tuple[Tensor, Back]:
+    """A file's colours as sRGB, and back into its own with its bits; CMYK and profiles of tables come back as sRGB."""
+    profile = parse(raster.icc, raster.colour.shape[2])
+    info = {"icc_profile": raster.icc} if profile else {}
+    if raster.exif:
+        info["exif"] = upright(raster.exif)
+    x = unit_srgb(raster)
+    grey, eight = x.shape[2] == 1, raster.colour.dtype == np.uint8
+    if raster.alpha is not None:
+        alpha = raster.alpha[..., None] / np.float32(white(raster.alpha.dtype))
+        x = np.concatenate([x, alpha], axis=-1)
+    x, join = _split(to_tensor(x)[None])
+
+    def back(y: Tensor) -> Image.Image | Deep:
+        y = join(y.float())[0].permute(1, 2, 0).clamp(0, 1).cpu().numpy()
+        if profile:
+            colours = 1 if grey else 3
+            y = np.concatenate([profile.from_srgb(y[..., :colours]), y[..., colours:]], axis=-1)
+        y = np.rint(y * (255 if eight else 65535)).astype(np.uint8 if eight else np.uint16)
+        y = y[..., 0] if y.shape[2] == 1 else y
+        if y.ndim == 3 and not eight:
+            return Deep.of(y, dict(info))
+        image = Image.fromarray(y)
+        image.info |= info
+        return image
+
+    return x, back
+
+
 def _open_array(array: NDArray) -> tuple[Tensor, Back]:
     floats = np.issubdtype(array.dtype, np.floating)
     if not floats and array.dtype not in WHITE:
@@ -127,11 +161,20 @@ def _split(x: Tensor) -> tuple[Tensor, Back]:
         y = (y * y.new_tensor(LUMA).view(3, 1, 1)).sum(1, keepdim=True) if grey else y
         if alpha is None:
             return y
-        size = y.shape[-2:]
-        resized = alpha if alpha.shape[-2:] == size else F.interpolate(alpha, size, mode="bilinear", antialias=True)
-        return torch.cat([y, resized], dim=1)
+        return torch.cat([y, _resized(alpha, y.shape[-2:])], dim=1)
 
     return colour.clamp(0, 1).expand(-1, 3, -1, -1), join
+
+
+def _resized(alpha: Tensor, size: tuple[int, int]) -> Tensor:
+    """(B, 1, H, W) at another size; where it is only 0 and 1, its edges stay one pixel wide."""
+    if alpha.shape[-2:] == size:
+        return alpha
+    resized = F.interpolate(alpha, size, mode="bilinear", antialias=True)
+    growth = min(size[0] / alpha.shape[-2], size[1] / alpha.shape[-1])
+    if growth > 1 and ((alpha == 0) | (alpha == 1)).all():
+        resized = ((resized - 0.5) * growth + 0.5).clamp(0, 1)
+    return resized
 
 
 def _array(image: Image.Image) -> NDArray:

@@ -89,14 +89,14 @@ def unit_srgb(raster: Raster) -> NDArray:
     """(H, W, 1 grey | 3 RGB) float32 sRGB in [0, 1], at the depth of the file."""
     x, channels = raster.colour, raster.colour.shape[2]
     if profile := parse(raster.icc, channels) if channels != 4 else None:
-        return profile.to_srgb(x / white(x.dtype))
+        return profile.to_srgb(x / np.float32(white(x.dtype)))
     if raster.icc and (
         x.dtype == np.uint8 or converts(raster.icc, channels)
     ):  # by tables, which littleCMS has in 8 bits
         eight = x if x.dtype == np.uint8 else np.rint(x / white(x.dtype) * 255).astype(np.uint8)
         rgb = np.asarray(to_srgb(as_image(eight, raster.icc)))
         return (rgb / 255).astype(np.float32)[..., : 1 if channels == 1 else 3]
-    x = (x / white(x.dtype)).astype(np.float32)
+    x = x / np.float32(white(x.dtype))
     return x if channels != 4 else (1 - x[..., :3]) * (1 - x[..., 3:])
 
 
