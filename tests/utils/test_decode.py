@@ -111,7 +111,7 @@ def test_a_png_with_much_text_is_read(kind, last, monkeypatch):
     plain = saved(Image.fromarray(PHOTO), "PNG")
     at = len(plain) - 12 if last else 8 + 25  # before IEND or after IHDR
     content = plain[:at] + chunk(kind, body) + plain[at:]
-    with pytest.raises(ValueError, match=r"text|MAX_TEXT"):
+    with pytest.raises(ValueError, match=r"(?i)text|too large"):
         Image.open(io.BytesIO(content)).load()
     assert_array_equal(read_rgb(io.BytesIO(content), "x"), PHOTO)
 
@@ -152,7 +152,7 @@ def test_a_jpeg_that_lacks_pixels_is_refused_even_there(options):
     scans = [m.start() for m in re.finditer(rb"\xff\xda", content)]
     cuts = {int(kept * len(content)) for kept in (0.5, 0.7, 0.9)} | {len(content) - 8} | set(scans)
     for end in sorted(cuts):
-        with pytest.raises(ImageError, match="x is damaged"):
+        with pytest.raises(ImageError, match="x is (damaged|not an image)"):
             read_rgb(io.BytesIO(content[:end]), "x", lenient=True)
 
 
