@@ -7,13 +7,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, features
 
 from diffbir.utils.choices import FORMATS
 from diffbir.utils.cli import UserError
+from diffbir.utils.deep import encode
 from diffbir.utils.files import no_room, replacing
 
 # Ending of a file -> what Pillow calls its format.
@@ -27,10 +27,9 @@ WITH_ALPHA = ("PNG", "TIFF", "WEBP", "AVIF")
 METADATA = {"PNG": ("exif", "icc_profile", "dpi"), "JPEG": ("exif", "icc_profile", "dpi"),
             "TIFF": ("exif", "icc_profile", "dpi"), "WEBP": ("exif", "icc_profile"), "AVIF": ("exif", "icc_profile"),
             "BMP": ("dpi",)}  # fmt: skip
-DEFLATE = (cv2.IMWRITE_TIFF_COMPRESSION, 8)  # OpenCV's LZW is rarely smaller, and not read by everything
 LOSSLESS = 100  # the quality at which WebP and AVIF lose nothing, or next to nothing
 
-Written = Image.Image | NDArray  # PIL image, or (H, W) or (H, W, 1 | 3 | 4) uint8 or uint16
+Written = Image.Image | NDArray  # PIL image, or (H, W) or (H, W, 1 | 2 | 3 | 4) uint8 or uint16
 
 
 class WriteError(Exception):
@@ -72,7 +71,7 @@ def write(path: Path, picture: Written, quality: int = 95, metadata: Mapping[str
     kind = KINDS[path.suffix.lower()]
     try:
         if isinstance(picture, np.ndarray) and picture.dtype == np.uint16 and kind in OF_16_BITS:
-            data = encoded_16(picture, path.suffix)
+            data = encode(picture, path.suffix, metadata)
         else:
             image = fitting(to_pil(picture), kind)
             own = {k: v for k, v in (metadata or {}).items() if k in METADATA[kind] and v}
@@ -116,17 +115,6 @@ def fitting(image: Image.Image, kind: str) -> Image.Image:
     if image.mode not in ("L", "RGB") and kind in ("JPEG", "BMP"):
         return image.convert("RGB")
     return image
-
-
-def encoded_16(picture: NDArray[np.uint16], ending: str) -> bytes:
-    """PNG or TIFF of 16 bits in every channel, which Pillow can't write in colour."""
-    orders = {3: cv2.COLOR_RGB2BGR, 4: cv2.COLOR_RGBA2BGRA}
-    channels = picture.shape[-1] if picture.ndim == 3 else 1
-    bgr = cv2.cvtColor(picture, orders[channels]) if channels in orders else picture
-    done, data = cv2.imencode(ending.lower(), bgr, DEFLATE if ending.lower() != ".png" else ())
-    if not done:
-        raise ValueError("16 bits could not be encoded")
-    return data.tobytes()
 
 
 def failure(error: Exception, path: Path) -> Exception:
