@@ -152,7 +152,7 @@ def test_a_jpeg_that_lacks_pixels_is_refused_even_there(options):
     scans = [m.start() for m in re.finditer(rb"\xff\xda", content)]
     cuts = {int(kept * len(content)) for kept in (0.5, 0.7, 0.9)} | {len(content) - 8} | set(scans)
     for end in sorted(cuts):
-        with pytest.raises(ImageError, match="x is (damaged|not an image)"):
+        with pytest.raises(ImageError, match=r"x is (damaged|not an image)"):
             read_rgb(io.BytesIO(content[:end]), "x", lenient=True)
 
 
