@@ -10,7 +10,10 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
+from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
@@ -36,13 +39,14 @@ def main(argv: list[str] | None = None) -> None:
         "--guidance-scales", type=float, nargs="*", default=[0], help="one row each (default: 0)", metavar="S"
     )
     p.add_argument("--save", help="folder for pictures: input, stage 1, results, clean")
+    p.add_argument("--sheet", help="one JPEG with the middle of each of these pictures at 100 %%")
     args = p.parse_args(argv)
 
     restorer = arguments.restorer(args)
     pairs = list(zip(*synthetic_pairs(args.input, args.size, args.count, args.degradation, args.seed), strict=True))
     changes = {k: v for k, v in (("steps", args.steps), ("solver", args.solver)) if v is not None}
     scales = {scale: restorer.options(guidance_scale=scale, **changes) for scale in args.guidance_scales}
-    perceptual, rows = perceptual_metrics(), {}
+    perceptual, rows, sheet = perceptual_metrics(), {}, []
 
     def record(name: str, image: Tensor, i_reg: Tensor, hq: Tensor, seconds: float) -> None:
         distance = 1000 * (image - i_reg).square().mean()
@@ -62,9 +66,12 @@ def main(argv: list[str] | None = None) -> None:
                 image = restorer.restore(lq, options, seeds=[args.seed + i]).image
                 record(f"full, s = {scale:g}", image, i_reg, hq, time.perf_counter() - start)
                 pictures[f"s = {scale:g}"] = image
+            pictures = {title: to_uint8(x[0]) for title, x in {**pictures, "clean": hq}.items()}
             if args.save:
-                pictures = {title: to_uint8(x[0]) for title, x in {**pictures, "clean": hq}.items()}
                 write_png(Path(args.save) / f"{i:03d}.png", side_by_side(pictures))
+            sheet.append(side_by_side({title: middle(x) for title, x in pictures.items()}))
+    if args.sheet:
+        Image.fromarray(np.concatenate(sheet)).save(args.sheet, quality=90)
 
     options = next(iter(scales.values()), restorer.defaults)
     print(f"\n{len(pairs)} photos, {args.size} pixels, {options.solver}, {options.steps} steps, seed {args.seed};")
@@ -75,8 +82,14 @@ def main(argv: list[str] | None = None) -> None:
     for name, values in rows.items():
         table = torch.stack(values)
         mean, seconds = table.mean(0).tolist(), table[:, -1].median().item()
-        middle = " | ".join(f"{value:.3f}" for value in mean[1:-2])
-        print(f"| {name} | {mean[0]:.2f} | {middle} | {mean[-2]:.2f} | {seconds:.2f} |")
+        between = " | ".join(f"{value:.3f}" for value in mean[1:-2])
+        print(f"| {name} | {mean[0]:.2f} | {between} | {mean[-2]:.2f} | {seconds:.2f} |")
+
+
+def middle(picture: NDArray[np.uint8], side: int = 256) -> NDArray[np.uint8]:
+    """The part of a picture (H, W, 3) around its centre."""
+    top, left = (max(0, n - side) // 2 for n in picture.shape[:2])
+    return picture[top : top + side, left : left + side]
 
 
 def perceptual_metrics() -> list[LPIPS | DISTS]:

@@ -16,9 +16,14 @@ from diffbir.utils.cli import UserError
 from diffbir.utils.precision import PRECISIONS, dtype_of
 
 
+def chain(**kwargs) -> Restorer:
+    """By sampling, not in one step."""
+    return Restorer.from_config(load_preset("mini", overrides=["sampling.solver=ddim"]), **kwargs)
+
+
 @pytest.fixture(scope="module")
 def restorer() -> Restorer:
-    return Restorer.from_config(load_preset("mini"))
+    return chain()
 
 
 def photo(height: int, width: int, batch: int = 1) -> torch.Tensor:
@@ -67,6 +72,18 @@ def test_guidance_moves_the_result_monotonically_towards_stage_1(restorer, solve
         distances.append((estimates[-1] - target).square().mean().item())
     assert distances == sorted(distances, reverse=True)
     assert distances[-1] < 1e-3 < distances[0]
+
+
+def test_the_dial_of_one_step_ends_at_stage_1_to_the_pixel():
+    restorer = Restorer.from_preset("mini", device="cpu")
+    options = restorer.options()
+    assert (options.solver, options.steps, options.residual) == ("one_step", 1, 1.0)
+    distances = []
+    for scale in (0, 1e3, 1e4, 1e5, 1e6, 1e12):
+        result = restorer.restore(photo(48, 48), restorer.options(guidance_scale=scale))
+        distances.append((result.image - result.stage1).abs().mean().item())
+    assert distances == sorted(distances, reverse=True)
+    assert distances[0] > 0.005 and distances[-1] < 1e-5
 
 
 @pytest.mark.parametrize("residual", [0.0, 0.5, 1.0])
@@ -172,7 +189,7 @@ def test_an_unknown_sampling_key_is_named():
 @pytest.mark.parametrize("precision, tolerance", [("bf16", 0.02), ("fp16", 0.005)])
 def test_half_precision_stays_close_to_float32(restorer, precision, tolerance):
     """Mean difference over the picture after a few deterministic steps."""
-    half = Restorer.from_config(load_preset("mini"), precision=precision)
+    half = chain(precision=precision)
     assert dtype_of(half.network) == dtype_of(half.stage1) == PRECISIONS[precision]
     assert dtype_of(half.autoencoder) == (torch.float32 if precision == "fp16" else torch.bfloat16)
     x, options = photo(40, 56), restorer.options(steps=3)
@@ -184,7 +201,7 @@ def test_half_precision_stays_close_to_float32(restorer, precision, tolerance):
 @pytest.mark.parametrize("part", ["stage1", "network", "autoencoder"])
 def test_what_overflows_in_half_precision_is_computed_again_in_float32(restorer, part, caplog):
     """The first weights scaled so far that what follows passes fp16's range; norms bring it back in float32."""
-    broken = Restorer.from_config(load_preset("mini"), precision="fp16")
+    broken = chain(precision="fp16")
     broken.autoencoder.half()
     module = getattr(broken, part)
     first = {
@@ -203,7 +220,7 @@ def test_what_overflows_in_half_precision_is_computed_again_in_float32(restorer,
 
 def test_offloading_changes_where_networks_rest_and_nothing_else(restorer):
     """The meta device would lose weights; the CPU itself stands for a GPU, and moves are watched."""
-    offloaded = Restorer.from_config(load_preset("mini"), offload=True)
+    offloaded = chain(offload=True)
     moves = []
     for name in ("stage1", "autoencoder", "text_encoder", "network"):
         module = getattr(offloaded, name)

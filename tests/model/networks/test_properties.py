@@ -13,7 +13,7 @@ from diffbir.model.sampling.solvers import CHAINS, SPACINGS
 
 @pytest.fixture(scope="module")
 def restorer() -> Restorer:
-    return Restorer.from_config(load_preset("mini"))
+    return Restorer.from_config(load_preset("mini", overrides=["sampling.solver=ddim"]))
 
 
 @settings(max_examples=20, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture])

@@ -200,7 +200,7 @@ def test_a_cache_forgets_what_has_another_size():
 def test_other_windows_after_running_out_of_memory_reuse_nothing_of_the_old_ones(every, monkeypatch):
     """Memory runs out in the second window of the third step; from there on, all is as if smaller windows began."""
     monkeypatch.setattr(tiling, "SMALLEST", 32)
-    restorer = Restorer.from_config(load_preset("mini"))
+    restorer = Restorer.from_config(load_preset("mini", overrides=["sampling.solver=ddim"]))
     f, unet, chain = restorer.autoencoder.factor, restorer.network.unet, (900, 800, 700, 600, 500)
     latent = data("latent", (1, restorer.autoencoder.z_channels, 96 // f, 96 // f))
     condition = Condition(latent, restorer.text_encoder([""]), data("image", (1, 3, 96, 96)))

@@ -165,7 +165,7 @@ def test_the_pipeline_goes_on_with_smaller_windows_when_memory_runs_out(caplog):
 
 @pytest.fixture(scope="module")
 def restorer() -> Restorer:
-    return Restorer.from_config(load_preset("mini"))
+    return Restorer.from_config(load_preset("mini", overrides=["sampling.solver=ddim"]))
 
 
 @pytest.fixture(scope="module")
