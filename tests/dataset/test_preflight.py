@@ -58,7 +58,7 @@ def test_a_command_says_so_in_one_sentence(hundred, workers, capsys):
     path.write_text("words")
     load = entry_point(lambda: list(DataLoader(ImagePairs(path, 8), 1, num_workers=workers)))
     assert load() == 1
-    assert capsys.readouterr().err == f"error: {path} is not a readable image; replace or remove it\n"
+    assert capsys.readouterr().err == f"error: {path} is not an image that can be read here; replace or remove it\n"
 
 
 @pytest.mark.parametrize("workers", [0, 2])

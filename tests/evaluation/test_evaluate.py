@@ -111,7 +111,7 @@ def test_unpaired_damaged_and_differently_sized_pictures_are_named(folders, caps
     assert method["lone_results"] == ["alone.png"] and method["lone_references"] == ["missing.png"]
     text = capsys.readouterr()
     assert "NOTE: 1 results without a reference: alone.png" in text.out
-    assert "coffee_x4.png is not a readable image" in text.err
+    assert "coffee_x4.png is not an image" in text.err
     assert "14 x 10 pixels and" in text.err and "restore at the size of the reference" in text.err
     assert "no NIQE: Images of 40 x 56 are too small" in text.err
     assert method["summary"]["niqe"]["count"] == 0 and method["images"][0]["scores"]["niqe"] is None

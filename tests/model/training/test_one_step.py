@@ -30,7 +30,7 @@ SETTINGS = [
     "networks.unet.params.head_channels=16",
     "networks.discriminator.params.features=4",
     *(f"weights.{name}=null" for name in ("stage1", "autoencoder", "unet", "branch")),
-    "lr_schedule.params.max_lr=${lr}",
+    "lr_schedule.params.max_lr=[0.001,0.001]",
     *(f"module.params.{key}" for key in ("lora=null", "train_decoder=false", "dists_weight=0.0")),
     "module.params.warm_up=1",
     "module.params.ramp=2",
