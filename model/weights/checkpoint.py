@@ -87,7 +87,10 @@ def contents(file: WeightFile, role: str | None, own: Mapping[str, Tensor]) -> d
         theirs = sources(role, own)
         keys = dict.fromkeys(key for source in theirs.values() for key in source.keys)
         other = best(file.path, places(names, keys, partial(current, role)), stored, keys, role)
-        place, theirs = (other, theirs) if len(other.found) > len(place.found) else (place, {})
+        if len(other.found) > len(place.found):
+            place, theirs = other, sources(role, own, other.found)
+        else:
+            theirs = {}
 
     prefix = place.prefix if place.found else shared(names)
     used = set(place.found.values())
@@ -137,7 +140,10 @@ def load_weights(
     with torch.no_grad():
         for key, parts in zip(keys, file.read(found[key].keys for key in keys), strict=True):
             target = own[key]
-            value = (parts[0] if len(parts) == 1 else torch.cat(parts)).reshape(target.shape)
+            try:
+                value = found[key].join(parts)
+            except ValueError as error:
+                raise CheckpointError(f"{file.path} does not fit {type(module).__name__}: {error}") from error
             if target.is_meta:
                 _assign(module, key, value.to(dtype or target.dtype, copy=True))
             else:
@@ -180,6 +186,11 @@ def _check_fit(
 
 def _shape(file: WeightFile, source: Source) -> tuple[int, ...]:
     """Shape of what a source gives: its parts joined along the first axis, then reshaped if that is possible."""
+    if type(source) is not Source:  # a special one knows how
+        try:
+            return tuple(source.join([torch.empty(file.shapes[key], device="meta") for key in source.keys]).shape)
+        except (ValueError, RuntimeError):
+            return file.shapes[source.keys[0]]
     first, *others = (file.shapes[key] for key in source.keys)
     if any(shape[1:] != first[1:] for shape in others):
         return first

@@ -4,12 +4,15 @@ Our networks keep the key names of the published Stable Diffusion files. `source
 in their files, and `to_diffusers` is the same mapping the other way round.
 """
 
+import json
 import logging
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from diffbir.model.sampling.diffusion import Diffusion
@@ -22,6 +25,7 @@ COMPONENTS = {
     "unet": "unet/diffusion_pytorch_model.safetensors",
     "autoencoder": "vae/diffusion_pytorch_model.safetensors",
     "text_encoder": "text_encoder/model.safetensors",
+    "branch": "controlnet/diffusion_pytorch_model.safetensors",
 }
 # Names of weight files and of indices of parts, as `model.fp16.safetensors`, `model.safetensors.index.fp16.json`.
 WEIGHTS = re.compile(
@@ -96,6 +100,76 @@ class Source:
     keys: tuple[str, ...]
     shape: tuple[int, ...]
 
+    def join(self, parts: Sequence[Tensor]) -> Tensor:
+        """Values of the named tensors -> ours.
+
+        Raises:
+            ValueError: what they compute there, our network cannot.
+        """
+        return (parts[0] if len(parts) == 1 else torch.cat(list(parts))).reshape(self.shape)
+
+    def split(self, value: Tensor) -> Sequence[Tensor]:
+        """Ours -> values of the named tensors."""
+        return value.chunk(len(self.keys))
+
+
+class HintConvolution(Source):
+    """The first convolution of the latent branch, W on [z_t, c] = W_1 z_t + W_2 c, in a ControlNetModel.
+
+    Which computes conv_in(z_t) + embedding(c), where the embedding is two convolutions with a SiLU between them. Since
+    silu(x) - silu(-x) = x, it is W_2 c if the first gives [c, -c] and the second is [W_2, -W_2].
+    """
+
+    PREFIX = "controlnet_cond_embedding."
+    KEYS = ("conv_out.weight", "conv_out.bias", "conv_in.weight", "conv_in.bias")
+
+    @classmethod
+    def of(cls, shape: tuple[int, ...]) -> "HintConvolution":
+        return cls(("conv_in.weight", *(cls.PREFIX + key for key in cls.KEYS)), shape)
+
+    def join(self, parts: Sequence[Tensor]) -> Tensor:
+        on_z, weight = parts[:2]
+        half = weight.shape[1] // 2
+        value = torch.cat([on_z, weight[:, :half]], dim=1)
+        pairs = list(zip(parts, self.split(value), strict=True))
+        if any(p.shape != q.shape or not (p.is_meta or torch.equal(p, q)) for p, q in pairs):
+            raise ValueError("its embedding of the condition is no plain convolution, which the latent branch has")
+        return value
+
+    def split(self, value: Tensor) -> Sequence[Tensor]:
+        on_z, on_c = value.chunk(2, dim=1)
+        channels = on_c.shape[1]
+        identity = value.new_zeros(2 * channels, channels, 3, 3)
+        identity[:channels, :, 1, 1] = torch.eye(channels, device=value.device)
+        identity[channels:, :, 1, 1] = -torch.eye(channels, device=value.device)
+        doubled = torch.cat([on_c, -on_c], dim=1)
+        return on_z, doubled, value.new_zeros(len(value)), identity, value.new_zeros(2 * channels)
+
+
+class WithoutText(Source):
+    """The norm after the attention to the text, in a network that has none: there, such an attention that adds zero.
+
+    It attends to one token of width 1.
+    """
+
+    PARTS = ("norm2.weight", "norm2.bias", "attn2.to_q.weight", "attn2.to_k.weight", "attn2.to_v.weight")
+    SILENT = ("attn2.to_out.0.weight", "attn2.to_out.0.bias")
+
+    @classmethod
+    def of(cls, key: str, shape: tuple[int, ...]) -> "WithoutText":
+        block = key.removesuffix("norm3.weight")
+        return cls((key, *(block + part for part in cls.PARTS + cls.SILENT)), shape)
+
+    def join(self, parts: Sequence[Tensor]) -> Tensor:
+        if any(not part.is_meta and part.any() for part in parts[-len(self.SILENT) :]):
+            raise ValueError("it attends to text, which this network does not")
+        return parts[0]
+
+    def split(self, value: Tensor) -> Sequence[Tensor]:
+        n = len(value)
+        shapes = (n,), (n,), (n, n), (n, 1), (n, 1), (n, n), (n,)
+        return value, *(value.new_zeros(shape) for shape in shapes)
+
 
 def is_diffusers(role: str, names: Iterable[str]) -> bool:
     """Whether the keys of a file are theirs, under whatever prefix, for a network with this role."""
@@ -106,13 +180,12 @@ def find_component(folder: Path, role: str) -> Path:
     """The weight file for a role in a diffusers folder, or in the part of one for this role; or an index of several.
 
     Of variants, the first of: without a name, fp16, bf16, others, non_ema; but safetensors before torch files. Networks
-    without a component of their own lie beside the others as ROLE.safetensors. If there is none, the path where
-    diffusers would write it.
+    that diffusers has no class for, and a branch that isn't a ControlNetModel there, lie beside the others as
+    ROLE.safetensors. If there is none, the path where diffusers would write it.
     """
     own = folder / f"{role}.safetensors"
     usual = folder / COMPONENTS.get(role, own.name)
-    part = folder / "controlnet" if role == "branch" else usual.parent
-    found = _weights(part) or [path for path in (own,) if path.is_file()] or _weights(folder)
+    found = _weights(usual.parent) or [path for path in (own,) if path.is_file()] or _weights(folder)
     if len(found) > 1:
         log.info("%s is taken; there is also %s", found[0], ", ".join(path.name for path in found[1:]))
     return found[0] if found else usual
@@ -151,7 +224,7 @@ def sources(role: str, state: Mapping[str, Tensor], names: Iterable[str] = ()) -
     """Each of our keys, except the unused, -> what it is made of in their file.
 
     Args:
-        role: key of `MARKS`; of the branches, only the `ImageControlNet` has a counterpart (ControlNetModel).
+        role: key of `MARKS`.
         state: state of our network; only keys and shapes matter, so it may be on the meta device.
         names: keys of the file; the result spells keys as it does, where versions of their libraries differ.
     """
@@ -162,6 +235,14 @@ def sources(role: str, state: Mapping[str, Tensor], names: Iterable[str] = ()) -
     for key, value in state.items():
         if key not in idle:
             theirs = translate(key)
+            if key == "input_blocks.0.0.weight" and role == "branch" and "input_hint_block.0.weight" not in state:
+                result[key] = HintConvolution.of(tuple(value.shape))
+                continue
+            if key.endswith(".norm3.weight") and key.replace("norm3", "norm2") not in state:
+                without = WithoutText.of(theirs, tuple(value.shape))
+                if not spelling or spelling.keys() >= set(without.keys):
+                    result[key] = without
+                    continue
             parts = [theirs.replace("in_proj_", f"{p}_proj.") for p in "qkv"] if "in_proj_" in theirs else [theirs]
             result[key] = Source(tuple(spelling.get(part, part) for part in parts), tuple(value.shape))
     return result
@@ -171,7 +252,7 @@ def to_diffusers(role: str, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The state of our network in their layout; the tensors are views of ours."""
     result = {}
     for key, source in sources(role, state).items():
-        for theirs, part in zip(source.keys, state[key].chunk(len(source.keys)), strict=True):
+        for theirs, part in zip(source.keys, source.split(state[key]), strict=True):
             # The projections of the autoencoder's attention, our 1x1 convolutions, are linear layers there.
             result[theirs] = part[..., 0, 0] if ".attentions." in theirs and part.ndim == 4 else part
     return result
@@ -253,8 +334,9 @@ TRANSLATORS = {"unet": _unet, "branch": _branch, "autoencoder": _autoencoder, "t
 def config_json(role: str, network: nn.Module) -> dict:
     """Contents of the config.json from which diffusers or transformers builds the same network.
 
-    They cannot build a UNet or branch without text, or an autoencoder of patches or without norms; the configuration of
-    such, with None where they need a number, is a record.
+    Raises:
+        ValueError: they cannot build it: an autoencoder of patches or without norms, a branch whose condition has other
+            channels than the latent.
     """
     return CONFIGS[role](network)
 
@@ -272,7 +354,7 @@ def _encoder_config(net: nn.Module) -> dict:
             "CrossAttnDownBlock2D" if factor in net.attention_factors else "DownBlock2D" for _, factor in net.levels
         ],
         "attention_head_dim": [width // head_channels for width in widths],  # the number of heads, despite its name
-        "cross_attention_dim": blocks[0].attn2.to_k.in_features if blocks[0].has_text else None,
+        "cross_attention_dim": blocks[0].attn2.to_k.in_features if blocks[0].has_text else 1,
         "transformer_layers_per_block": len(blocks),
         "use_linear_projection": True,
         "norm_num_groups": net.norm_groups,
@@ -290,17 +372,25 @@ def _unet_config(net: nn.Module) -> dict:
 
 
 def _branch_config(net: nn.Module) -> dict:
-    convolutions = [layer for layer in net.input_hint_block if isinstance(layer, nn.Conv2d)]
-    return {
-        "_class_name": "ControlNetModel",
-        **_encoder_config(net),
-        "conditioning_channels": convolutions[0].in_channels,
-        "conditioning_embedding_out_channels": [layer.out_channels for layer in convolutions[:-1:2]],
+    config = {"_class_name": "ControlNetModel", **_encoder_config(net)}
+    if hasattr(net, "input_hint_block"):
+        convolutions = [layer for layer in net.input_hint_block if isinstance(layer, nn.Conv2d)]
+        channels, widths = convolutions[0].in_channels, [layer.out_channels for layer in convolutions[:-1:2]]
+        return config | {"conditioning_channels": channels, "conditioning_embedding_out_channels": widths}
+    channels = net.hint_channels
+    if config["in_channels"] != 2 * channels:
+        raise ValueError(f"{channels} channels of the condition to {config['in_channels'] - channels} of the latent")
+    return config | {
+        "in_channels": channels,
+        "conditioning_channels": channels,
+        "conditioning_embedding_out_channels": [2 * channels],
     }
 
 
 def _autoencoder_config(net: nn.Module) -> dict:
     levels = net.encoder.down
+    if net.patch > 1 or not hasattr(net.encoder.norm_out, "num_groups"):
+        raise ValueError("an autoencoder of patches, or without norms")
     return {
         "_class_name": "AutoencoderKL",
         "in_channels": net.encoder.conv_in.in_channels,
@@ -311,7 +401,7 @@ def _autoencoder_config(net: nn.Module) -> dict:
         "up_block_types": ["UpDecoderBlock2D"] * len(levels),
         "mid_block_add_attention": not isinstance(net.encoder.mid.attn_1, nn.Identity),
         "latent_channels": net.z_channels,
-        "norm_num_groups": getattr(net.encoder.norm_out, "num_groups", None),
+        "norm_num_groups": net.encoder.norm_out.num_groups,
         "scaling_factor": net.scale_factor,
     }
 
@@ -353,4 +443,62 @@ def scheduler_json(diffusion: Diffusion) -> dict:
         "prediction_type": {"eps": "epsilon", "v": "v_prediction"}[diffusion.prediction],
         "timestep_spacing": "trailing",  # starts at the last step, as zero terminal SNR requires
         "clip_sample": False,
+    }
+
+
+SOURCES = {  # name in model_index.json -> library and class
+    "unet": ["diffusers", "UNet2DConditionModel"],
+    "controlnet": ["diffusers", "ControlNetModel"],
+    "vae": ["diffusers", "AutoencoderKL"],
+    "scheduler": ["diffusers", "DDIMScheduler"],
+    "text_encoder": ["transformers", "CLIPTextModel"],
+    "tokenizer": ["transformers", "CLIPTokenizer"],
+}
+
+
+def model_index_json(present: Container[str], sampling: Mapping[str, Any]) -> dict:
+    """Contents of the model_index.json with which `StableDiffusionControlNetPipeline` opens the folder.
+
+    Args:
+        present: components that are there, keys of `SOURCES`.
+        sampling: options that the folder's own pipeline.py has other defaults for.
+    """
+    absent = [
+        *(name for name in SOURCES if name not in present),
+        "safety_checker",
+        "feature_extractor",
+        "image_encoder",
+    ]
+    return {
+        "_class_name": "StableDiffusionControlNetPipeline",
+        **{name: source for name, source in SOURCES.items() if name in present},
+        **{name: [None, None] for name in absent},
+        "requires_safety_checker": False,
+        "sampling": dict(sampling),
+    }
+
+
+def tokenizer_files(encoder: Mapping[str, int], merges: Iterable[tuple[str, str]], length: int) -> dict[str, str]:
+    """Name -> contents of the files from which CLIPTokenizer of transformers is built.
+
+    Args:
+        encoder: token -> number, with the two special ones at the end.
+        merges: pairs of tokens that are joined, the first first.
+        length: tokens of a prompt.
+    """
+    start, end = list(encoder)[-2:]
+    config = {
+        "tokenizer_class": "CLIPTokenizer",
+        "bos_token": start,
+        "eos_token": end,
+        "unk_token": end,
+        "pad_token": "!",  # number 0, with which OpenCLIP fills up prompts, and which Stable Diffusion 2 has here
+        "model_max_length": length,
+        "do_lower_case": True,
+    }
+    lines = ["#version: 0.2", *(" ".join(pair) for pair in merges)]
+    return {
+        "vocab.json": json.dumps(dict(encoder), ensure_ascii=False),
+        "merges.txt": "\n".join(lines) + "\n",
+        "tokenizer_config.json": json.dumps(config, indent=2),
     }

@@ -39,6 +39,7 @@ PROMPTS = ["", "a photo of a cat"]
 
 # Role and a small network of ours.
 CASES = {
+    "latent branch": ("branch", lambda: LatentBranch(**SMALL)),
     "unet": ("unet", lambda: UNet(**SMALL, transformer_depth=2)),
     "another unet": ("unet", lambda: UNet(**OTHER, out_channels=5)),
     "branch": ("branch", lambda: ImageControlNet(image_widths=[8, 12, 16], **SMALL)),
@@ -70,10 +71,7 @@ def their_network(role: str, network: nn.Module) -> nn.Module:
 def assemble(role: str, network: nn.Module, state: dict[str, Tensor]) -> dict[str, Tensor]:
     """Our state, made of a file of theirs; what the file lacks is zero."""
     own = network.state_dict()
-    found = {
-        key: torch.cat([state[k] for k in source.keys]).reshape(source.shape)
-        for key, source in sources(role, own, state).items()
-    }
+    found = {key: source.join([state[k] for k in source.keys]) for key, source in sources(role, own, state).items()}
     return found | {key: torch.zeros_like(own[key]) for key in unused(role, own)}
 
 
@@ -94,6 +92,10 @@ def outputs(role: str, ours: nn.Module, theirs: nn.Module) -> list[tuple[Tensor,
         text = torch.randn(2, 5, theirs.config.cross_attention_dim)
     if role == "unet":
         return [(ours(z_t, t, text), theirs(z_t, t, text).sample)]
+    if role == "branch" and isinstance(ours, LatentBranch):
+        c = torch.randn(2, ours.hint_channels, 8, 12)
+        down, middle = theirs(z_t, t, text, controlnet_cond=c, return_dict=False)
+        return list(zip(ours(z_t, t, Condition(c, text)), [*down, middle], strict=True))
     if role == "branch":
         f = 2 ** (len(theirs.config.conditioning_embedding_out_channels) - 1)
         image = torch.rand(2, 3, 8 * f, 12 * f)
@@ -130,7 +132,7 @@ def test_their_network_loads_what_we_write_and_computes_the_same(case, tmp_path)
     assert_same_outputs(role, ours, theirs)
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", [name for name in CASES if name != "latent branch"])  # theirs can do more than it
 @torch.no_grad()
 def test_our_network_computes_the_same_from_their_weights(case, tmp_path):
     role, build = CASES[case]
@@ -189,6 +191,17 @@ def test_full_size_keys_and_shapes_are_those_of_stable_diffusion(role):
                 ),
             ),
             "text_encoder": lambda: (OpenClipTextEncoder(), transformers.CLIPTextModel(clip)),
+            "branch": lambda: (
+                LatentBranch(),
+                diffusers.ControlNetModel(
+                    block_out_channels=widths,
+                    attention_head_dim=[5, 10, 20, 20],
+                    cross_attention_dim=1024,
+                    use_linear_projection=True,
+                    conditioning_channels=4,
+                    conditioning_embedding_out_channels=[8],
+                ),
+            ),
         }[role]()
     assert meta_shapes(to_diffusers(role, ours.state_dict())) == meta_shapes(theirs.state_dict())
     config, published = config_json(role, ours), theirs.config.to_dict() if role == "text_encoder" else theirs.config
