@@ -113,7 +113,16 @@ def add_model(group: argparse._ArgumentGroup) -> None:
         help="of a preset with several: sr, face or denoise (default: its first); auto chooses denoise for pictures "
         "with noise or JPEG blocks and sr for others",
     )
-    group.add_argument("--stage1", help=f"another stage 1: {', '.join(names(STAGE1))}, or a YAML")
+    group.add_argument(
+        "--stage1", help=f"another stage 1: {', '.join(names(STAGE1))}, a weight file of any known network, or a YAML"
+    )
+    group.add_argument(
+        "--lora",
+        action="append",
+        default=[],
+        metavar="FILE[:scale]",
+        help="merge low-rank additions into the networks (diffusers, PEFT or kohya); may be given several times",
+    )
 
 
 def add_machine(group: argparse._ArgumentGroup) -> None:

@@ -96,7 +96,7 @@ def prepare(args: argparse.Namespace, output: Path, crew: Team, until_done: Exit
     device = pick_device(first)
     restorers = Restorers(
         args.preset, args.task, args.stage1, args.stage, pick_precision(args.precision, device), args.offload,
-        tuple(args.overrides), first,
+        tuple(args.overrides), tuple(args.lora), first,
     )  # fmt: skip
     flags = {f.name: getattr(args, f.name) for f in fields(Options) if getattr(args, f.name) is not None}
     options = options_of(restorers.config(), flags)

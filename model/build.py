@@ -1,13 +1,18 @@
 """Builds the networks that a configuration names and fills them from its weight files."""
 
+import copy
 from collections.abc import Container, Mapping
 from contextlib import nullcontext
+from pathlib import Path
 
 import torch
 from omegaconf import DictConfig
 from torch import nn
 
+from diffbir.model.networks.lora import merge_lora
 from diffbir.model.weights.checkpoint import find_weights, load_weights
+from diffbir.model.weights.lora_file import ADVICE, read_lora
+from diffbir.utils.cli import UserError
 from diffbir.utils.config import ConfigError, instantiate
 
 
@@ -33,6 +38,8 @@ def build_networks(
 ) -> dict[str, nn.Module]:
     """Every entry of `networks` but the empty ones, by name, with its weights where `weights` gives some.
 
+    Files of low-rank additions under `lora`, each FILE or FILE:scale, are merged into them.
+
     Args:
         only: names of the networks to build; all if None.
         dtypes: type of the weights of each network that is loaded from a file; float32 if not given.
@@ -55,4 +62,40 @@ def build_networks(
         if name in files and any(True for _ in network.parameters()):
             load_weights(network, files[name], name, (dtypes or {}).get(name))
         networks[name] = network
+    lora = config.get("lora") or []
+    others = dict.fromkeys(name for name in config.networks if name not in networks)
+    for spec in [lora] if isinstance(lora, str) else lora:
+        with_additions({**networks, **others}, *file_and_scale(spec))
+    return networks
+
+
+def file_and_scale(spec: str) -> tuple[str, float]:
+    """FILE or FILE:scale -> both; the scale is 1 if none is given."""
+    file, _, scale = spec.rpartition(":")
+    try:
+        return (file, float(scale)) if file else (spec, 1.0)
+    except ValueError:  # a colon of the path
+        return spec, 1.0
+
+
+def with_additions(
+    networks: dict[str, nn.Module | None], path: str | Path, scale: float = 1.0, copied: bool = False
+) -> dict[str, nn.Module | None]:
+    """Networks with the additions of low rank in a file merged in place; see `model.weights.lora_file`.
+
+    Args:
+        copied: leaves them as they are; those that the file has additions for are copied, the others are the same.
+
+    Raises:
+        UserError: the file can't be read, or does not fit.
+    """
+    additions, replaced = read_lora(path, networks)
+    networks = {name: copy.deepcopy(n) if copied and name in additions else n for name, n in networks.items()}
+    for name, own in additions.items():
+        try:
+            for key, value in replaced.get(name, {}).items():
+                networks[name].get_parameter(key).data.copy_(value)
+            merge_lora(networks[name], own, scale)
+        except (ValueError, AttributeError, RuntimeError) as error:
+            raise UserError(f"{path}: {error}; {ADVICE}") from error
     return networks

@@ -3,7 +3,6 @@
 The command line, the pictures in the training logs and the benchmarks all call it.
 """
 
-import copy
 import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
 from contextlib import contextmanager
@@ -16,11 +15,10 @@ import torch.nn.functional as F
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
 
-from diffbir.model.build import build_networks
+from diffbir.model.build import build_networks, with_additions
 from diffbir.model.networks.autoencoder import AutoencoderKL
 from diffbir.model.networks.condition import Condition
 from diffbir.model.networks.layers import pad_to_multiple
-from diffbir.model.networks.lora import merge_lora
 from diffbir.model.options import Options
 from diffbir.model.presets import load_preset
 from diffbir.model.sampling.cache import CachedControlledUNet
@@ -48,7 +46,6 @@ from diffbir.model.sampling.guidance import (
 from diffbir.model.sampling.solvers import SOLVERS, sample, timesteps_for
 from diffbir.model.sampling.striped import StripedAutoencoder
 from diffbir.model.sampling.tiling import map_in_windows, plans
-from diffbir.model.weights.checkpoint import read_state_dict
 from diffbir.utils.cli import UserError
 from diffbir.utils.color import ALIGNMENTS
 from diffbir.utils.config import check_keys, hint, instantiate
@@ -167,19 +164,20 @@ class Restorer:
         stage: str | None = None,
         offload: bool = False,
         overrides: Iterable[str] = (),
+        lora: Sequence[str] = (),
     ) -> "Restorer":
         """Builds from a preset's name or YAML.
 
         Args:
             device: 'auto' is the best that there is here.
             precision: of the networks: fp32, fp16, bf16; 'auto' is fp16 on CUDA and fp32 elsewhere.
-            preset, task, stage1, overrides: see `model.presets.load_preset`.
+            preset, task, stage1, overrides, lora: see `model.presets.load_preset`.
             stage, offload: see `from_config`.
 
         Raises:
             UserError: an unknown name, a wrong key or value, or weights that are missing or do not fit.
         """
-        config = load_preset(preset, task, stage1, overrides)
+        config = load_preset(preset, task, stage1, overrides, lora)
         device = pick_device(device)
         return cls.from_config(config, device, pick_precision(precision, device), stage, offload)
 
@@ -202,7 +200,7 @@ class Restorer:
         Raises:
             UserError: a wrong key or value, or weights that are missing or do not fit.
         """
-        optional = ("weights", "sampling", "one_step", "sweep", "run_dir")
+        optional = ("weights", "lora", "sampling", "one_step", "sweep", "run_dir")
         check_keys(config, ("networks",), (*optional, "diffusion"))
         defaults = Options(**sampling_of(config))
         stage = stage or defaults.stage
@@ -216,7 +214,7 @@ class Restorer:
 
         def build(config: DictConfig, only: Sequence[str] | None) -> dict[str, nn.Module]:
             return {
-                name: network.requires_grad_(False).eval().to(home, dtypes[name])
+                name: network.requires_grad_(False).eval().to(home, usable(network, dtypes[name]))
                 for name, network in build_networks(config, only, dtypes).items()
             }
 
@@ -229,10 +227,12 @@ class Restorer:
             own = {"unet": networks.pop("unet"), "branch": networks.pop("branch", None)}
             if weights := node.get("weights"):  # beside those of the chains
                 networks |= own
-                own |= build(OmegaConf.merge(config, {"weights": None}, {"weights": weights}), list(weights))
+                own |= build(
+                    OmegaConf.merge(config, {"weights": None, "lora": None}, {"weights": weights}), list(weights)
+                )
             if lora := node.get("lora"):
                 networks |= own
-                own = with_additions({**own, "autoencoder": networks["autoencoder"]}, lora)
+                own = with_additions({**own, "autoencoder": networks["autoencoder"]}, lora, copied=True)
             decoder = own.pop("autoencoder", None)
             one_step = OneStep(ControlledUNet(**own), sampling_of(node, "one_step."), decoder)
         diffusion = instantiate(config.diffusion, "diffusion")
@@ -522,25 +522,9 @@ def options_of(config: DictConfig, changes: Mapping[str, Any]) -> Options:
     return changed(Options(**sampling_of(config)), sampling_of(node, "one_step."), changes)
 
 
-def with_additions(networks: dict[str, nn.Module | None], path: str | Path) -> dict[str, nn.Module | None]:
-    """Networks with the additions of low rank in a file; its keys begin with a network's name.
-
-    Those that it has some for are copied, the others are the same.
-
-    Raises:
-        UserError: the file can't be read, or does not fit.
-    """
-    state, networks = read_state_dict(path), dict(networks)
-    for name, network in networks.items():
-        own = {key.removeprefix(f"{name}."): state.pop(key) for key in list(state) if key.startswith(f"{name}.")}
-        if own and network is not None:
-            try:
-                networks[name] = merge_lora(copy.deepcopy(network), own)
-            except ValueError as error:
-                raise UserError(f"{path}: {error}; give the additions that were trained for this network") from error
-    if state:
-        raise UserError(f"{path}: '{next(iter(state))}' belongs to none of {', '.join(networks)}")
-    return networks
+def usable(network: nn.Module, dtype: torch.dtype) -> torch.dtype:
+    """The type, unless it is fp16 and a stage 1 of others cannot have that."""
+    return torch.float32 if dtype == torch.float16 and not getattr(network, "supports_half", True) else dtype
 
 
 def sampling_of(config: DictConfig, prefix: str = "") -> dict[str, Any]:

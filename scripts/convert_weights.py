@@ -64,7 +64,8 @@ def main(argv: list[str] | None = None) -> int:
     )
     p.add_argument("--preset", help=f"what is converted: {', '.join(names(PRESETS))}, or a YAML")
     p.add_argument("--task", help="sr, face or denoise, for presets with several tasks (default: its first)")
-    p.add_argument("--stage1", help=f"another stage 1: {', '.join(names(STAGE1))}, or a YAML")
+    p.add_argument("--stage1", help=f"another stage 1: {', '.join(names(STAGE1))}, a weight file, or a YAML")
+    p.add_argument("--lora", action="append", default=[], metavar="FILE[:scale]", help="merge low-rank additions")
     p.add_argument("--only", nargs="+", choices=tuple(ROLES), help="these networks alone")
     p.add_argument("--half", action="store_true", help="store float16: half the size")
     p.add_argument("--realesrgan", action="store_true", help="convert Real-ESRGAN x4plus from the installed package")
@@ -96,7 +97,7 @@ def main(argv: list[str] | None = None) -> int:
     elif args.realesrgan:
         save_weights(read_rrdbnet(*find_realesrgan()), args.output, dtype)
     elif args.preset:
-        config = load_preset(args.preset, args.task, args.stage1, args.overrides)
+        config = load_preset(args.preset, args.task, args.stage1, args.overrides, args.lora)
         only = args.only or [name for name in config.networks if name in ROLES]
         networks = build_networks(config, only, dict.fromkeys(ROLES, dtype))
         networks = {name: net for name, net in networks.items() if any(True for _ in net.parameters())}

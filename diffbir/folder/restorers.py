@@ -24,6 +24,7 @@ class Restorers:
     precision: str
     offload: bool
     overrides: tuple[str, ...]
+    lora: tuple[str, ...] = ()
     device: str = "auto"
     built: dict[str | None, Restorer] = field(default_factory=dict, repr=False)
 
@@ -32,7 +33,7 @@ class Restorers:
         UserError: the preset is wrong, or lacks a task.
         """
         tasks = (DENOISE, SR) if self.task == AUTO else (self.task,)
-        return [load_preset(self.preset, task, self.stage1, self.overrides) for task in tasks][-1]
+        return [load_preset(self.preset, task, self.stage1, self.overrides, self.lora) for task in tasks][-1]
 
     def facts(self) -> dict[str, Any]:
         """For the manifest."""
@@ -40,6 +41,7 @@ class Restorers:
             "preset": self.preset,
             "task": self.task,
             "stage1": self.stage1,
+            "lora": list(self.lora) or None,
             "precision": self.precision,
             "overrides": list(self.overrides),
         }
@@ -65,6 +67,7 @@ class Restorers:
                 stage=self.stage if whole is None else "1",
                 offload=self.offload,
                 overrides=self.overrides,
+                lora=self.lora,
             )
             if whole is not None:
                 stage1, new = new.stage1, copy.copy(whole)

@@ -81,12 +81,14 @@ def merge_lora(network: nn.Module, additions: Mapping[str, Tensor], scale: float
     Raises:
         ValueError: a key that is of no layer of the network, lacks its partner, or has another shape.
     """
-    layers = {name: m for name, m in network.named_modules() if isinstance(m, nn.Linear | nn.Conv2d)}
+    layers = {name: m.weight for name, m in network.named_modules() if isinstance(m, nn.Linear | nn.Conv2d)}
+    joint = {name: m for name, m in network.named_modules() if isinstance(m, nn.MultiheadAttention)}
+    layers |= {f"{name}.in_proj": m.in_proj_weight for name, m in joint.items()}  # its three projections
     names = {key.removesuffix(DOWN).removesuffix(UP) for key in additions}
     for name in sorted(names):
         if name not in layers or name + DOWN not in additions or name + UP not in additions:
             raise ValueError(f"'{name}' is no layer of {type(network).__name__}, or not both of its factors are there")
-        weight = layers[name].weight
+        weight = layers[name]
         down, up = additions[name + DOWN].float().flatten(1), additions[name + UP].float().flatten(1)
         if (up.shape[0], down.shape[1]) != weight.flatten(1).shape or up.shape[1] != down.shape[0]:
             shapes = f"{tuple(up.shape)} x {tuple(down.shape)}"

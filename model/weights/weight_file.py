@@ -103,7 +103,7 @@ def _parts(path: Path) -> list[Path]:
 def _header(path: Path) -> dict[str, tuple[tuple[int, ...], int]]:
     """Name of every tensor of one file -> shape and bytes."""
     try:
-        if _is_safetensors(path):
+        if is_safetensors(path):
             with safe_open(path, framework="pt") as file:
                 shapes = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
             return {name: (shape, 4 * torch.Size(shape).numel()) for name, shape in shapes.items()}
@@ -135,7 +135,7 @@ def _refusal(path: Path, error: Exception) -> str:
     )
 
 
-def _is_safetensors(path: Path) -> bool:
+def is_safetensors(path: Path) -> bool:
     """Whether a file begins as one: with the length of its header, then JSON."""
     with path.open("rb") as file:
         head = file.read(9)
@@ -145,7 +145,7 @@ def _is_safetensors(path: Path) -> bool:
 @contextmanager
 def _reader(path: Path) -> Iterator[Callable[[str], Tensor]]:
     """Gives the tensors of one file by name while it is open."""
-    if _is_safetensors(path):
+    if is_safetensors(path):
         with safe_open(path, framework="pt") as file:
             yield file.get_tensor
     else:
