@@ -24,6 +24,7 @@ STOREYS = {  # prefix -> floor; the longest prefix counts
     "diffbir.model": 4,  # build, options, presets, restorer
     "diffbir.model.training": 5,
     "diffbir": 6,
+    "__init__": 7,  # ComfyUI's way in
     "inference": 7,
     "scripts": 7,
     "train_stage1": 7,
