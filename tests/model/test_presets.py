@@ -58,7 +58,7 @@ def test_a_yaml_may_be_given_as_a_path():
 @pytest.mark.parametrize(
     "args, words",
     [
-        (dict(preset="v9"), "no preset 'v9'; give one of mini"),
+        (dict(preset="v9"), "no preset 'v9'; give one of lora_one_step, mini"),
         (dict(preset="mini", task="sr"), "no task 'sr'; it has no tasks"),
         (dict(preset="v2", task="art"), "no task 'art'; it knows sr, face, denoise"),
         (dict(preset="v2", stage1="bsr"), "no stage 1 'bsr'"),

@@ -11,8 +11,10 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from diffbir.model.networks.autoencoder import AutoencoderKL
+from diffbir.model.networks.control import LatentBranch
 from diffbir.model.networks.rrdbnet import RRDBNet
 from diffbir.model.networks.text import OpenClipTextEncoder
+from diffbir.model.networks.unet import UNet
 from diffbir.model.weights.checkpoint import CheckpointError, load_weights, read_state_dict
 from diffbir.model.weights.diffusers_layout import to_diffusers
 from tests.golden.fill import fill
@@ -221,3 +223,32 @@ def test_a_diffusers_key_that_is_missing_is_not_taken_from_elsewhere(vae, path):
     torch.save(prefixed(state, "vae.") | extra, path)
     with pytest.raises(CheckpointError, match=r"1 missing \(encoder.conv_in.bias\)"):
         load_weights(blank(vae), path, "autoencoder")
+
+
+SMALL = dict(model_channels=32, channel_mult=[1, 2], attention_factors=[1], head_channels=16, norm_groups=8)
+# Of the attention to text that adds zero, which a UNet without text has there.
+SILENT = re.compile(r"transformer_blocks\.\d+\.(norm2|attn2)\.")
+
+
+@pytest.mark.parametrize("prefix", ["", "controlnet.", "module.unet.controlnet."])
+@pytest.mark.parametrize("text", [24, None])
+def test_a_latent_branch_as_a_controlnet_under_any_prefix(prefix, text, path):
+    network = fill(LatentBranch(**SMALL, context_dim=text))
+    theirs = prefixed(to_diffusers("branch", network.state_dict()), prefix)
+    assert_loads(theirs, network.state_dict(), fill(LatentBranch(**SMALL, context_dim=text), salt=1), path, "branch")
+    del theirs[f"{prefix}controlnet_cond_embedding.conv_in.bias"]
+    torch.save(theirs, path)
+    with pytest.raises(CheckpointError, match=r"1 missing \(input_blocks.0.0.weight\)"):
+        load_weights(network, path, "branch")
+
+
+@pytest.mark.parametrize("prefix", ["", "unet."])
+@pytest.mark.parametrize("silent", [True, False])
+def test_a_unet_without_text_with_and_without_the_attention_that_adds_zero(prefix, silent, path):
+    network = fill(UNet(**SMALL, context_dim=None))
+    theirs = to_diffusers("unet", network.state_dict())
+    kept = {key: value for key, value in theirs.items() if silent or not SILENT.search(key)}
+    assert (len(kept) < len(theirs)) == (not silent)
+    assert_loads(
+        prefixed(kept, prefix), network.state_dict(), fill(UNet(**SMALL, context_dim=None), salt=1), path, "unet"
+    )
