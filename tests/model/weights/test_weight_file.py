@@ -66,7 +66,7 @@ LFS = b"version https://git-lfs.github.com/spec/v1\noid sha256:" + b"4d7a2146" *
         ("Zugriff verweigert: bitte später".encode(), "is a text ('Zugriff verweigert: bitte später')"),
         (b'{"error": "Repository not found"}', "is not weights, and not an index of their parts"),
         (b"", "is empty"),
-        (gzip.compress(b"weights" * 99), "is a gzip archive; unpack it"),
+        (gzip.compress(b"weights" * 99, mtime=0), "is a gzip archive; unpack it"),
         (b"GGUF\x03\0\0\0" + bytes(99), "is a GGUF file"),
         (b"\x89HDF\r\n\x1a\n" + bytes(99), "is an HDF5 file"),
         (bytes(range(256)) * 9, "is damaged or not a weight file"),
