@@ -2,8 +2,8 @@
 
 import logging
 import os
-import time
 from pathlib import Path
+from time import monotonic
 from typing import Any
 
 import pytorch_lightning as L
@@ -99,7 +99,7 @@ class Checkpoint(L.callbacks.ModelCheckpoint):
     def __init__(self, minutes: float | None = None, **kwargs: Any):
         super().__init__(**kwargs)
         self.seconds = 60 * minutes if minutes else None
-        self.saved_at = time.monotonic()
+        self.saved_at = monotonic()
 
     def on_train_batch_end(self, *_: Any) -> None:
         pass
@@ -117,11 +117,11 @@ class Checkpoint(L.callbacks.ModelCheckpoint):
         """By the clock of rank 0, so that all save at the same step."""
         if self.seconds is None or self._last_global_step_saved == trainer.global_step:
             return False
-        return trainer.strategy.broadcast(time.monotonic() - self.saved_at >= self.seconds)
+        return trainer.strategy.broadcast(monotonic() - self.saved_at >= self.seconds)
 
     def _save_checkpoint(self, trainer: L.Trainer, filepath: str) -> None:
         super()._save_checkpoint(trainer, filepath)
-        self.saved_at = time.monotonic()
+        self.saved_at = monotonic()
 
     def on_train_end(self, trainer: L.Trainer, module: Trainable) -> None:
         if self._last_global_step_saved != trainer.global_step:

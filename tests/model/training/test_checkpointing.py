@@ -83,7 +83,7 @@ def test_all_ranks_go_on_from_what_the_first_one_sees(tmp_path):
 def test_checkpoints_by_the_clock(tmp_path, monkeypatch):
     """A minute passes with every step, and five may pass."""
     saved = []
-    monkeypatch.setattr("diffbir.model.training.checkpointing.time.monotonic", lambda: 60.0 * clock())
+    monkeypatch.setattr("diffbir.model.training.checkpointing.monotonic", lambda: 60.0 * clock())
     steps = {"now": 0}
     clock = lambda: steps["now"]  # noqa: E731
     start, save_checkpoint = Checkpoint.on_train_batch_start, Checkpoint._save_checkpoint
