@@ -82,7 +82,7 @@ def test_a_file_list_splits_by_seed_and_leaves_out_small_images(photos, tmp_path
 def test_a_file_that_is_no_image_is_named_or_skipped_in_a_list(photos, tmp_path, capsys):
     (photos / "text.jpg").write_text("words")
     assert run("make_file_list", photos, "--output", tmp_path / "all.txt") == 1
-    assert "text.jpg is not an image that can be read here" in capsys.readouterr().err
+    assert "text.jpg is not a readable image" in capsys.readouterr().err
     assert not (tmp_path / "all.txt").exists()
     assert run("make_file_list", photos, "--output", tmp_path / "all.txt", "--on-error", "skip") == 0
     assert len(list_images(tmp_path / "all.txt")) == 7
@@ -98,7 +98,7 @@ def test_lists_are_the_same_from_several_processes(photos, tmp_path, capsys):
     for name in ("{}.txt", "val{}.txt"):
         assert (tmp_path / name.format(1)).read_text() == (tmp_path / name.format(3)).read_text()
     assert run("make_file_list", photos, "--output", tmp_path / "no.txt", "--workers", 2) == 1
-    assert "text.jpg is not an image that can be read here" in capsys.readouterr().err
+    assert "text.jpg is not a readable image" in capsys.readouterr().err
 
 
 # Shards
