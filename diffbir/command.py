@@ -51,6 +51,12 @@ def parser(name: str | None = None) -> argparse.ArgumentParser:
     results.add_argument(
         "--quality", type=between(1, 100), default=95, help="of jpg, webp and avif, 1 to 100 (default: %(default)s)"
     )
+    results.add_argument(
+        "--exif",
+        choices=("keep", "drop"),
+        default="keep",
+        help="what cameras write into photos: time, place, settings (default: %(default)s)",
+    )
     results.add_argument("--suffix", default="", help="put behind every name: _restored makes photo_restored.png")
     results.add_argument(
         "--long-side", type=between(1, 2**20), metavar="PIXELS", help="longer side of results, in place of --upscale"
@@ -78,6 +84,12 @@ def parser(name: str | None = None) -> argparse.ArgumentParser:
         default=1,
         metavar="N",
         help="processes that share the images, each on a GPU of its own; torchrun does it over nodes (default: 1)",
+    )
+    machine.add_argument(
+        "--max-megapixels",
+        type=between(1, 2**20),
+        metavar="N",
+        help="larger pictures are refused, because a small file may hold an immense one (default: 178)",
     )
     machine.add_argument(
         "--batch",

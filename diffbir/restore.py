@@ -29,6 +29,7 @@ from diffbir.model.networks.text import NullTextEncoder
 from diffbir.model.options import Options
 from diffbir.model.restorer import options_of
 from diffbir.utils.cli import UserError
+from diffbir.utils.decode import limited_to
 from diffbir.utils.device import pick_device, pick_precision
 
 
@@ -58,6 +59,8 @@ def restore(args: argparse.Namespace) -> int:
     crew = team()
     try:
         with stoppable(), ExitStack() as until_done:
+            if args.max_megapixels is not None:
+                until_done.enter_context(limited_to(args.max_megapixels * 10**6))
             return run(args, crew, until_done)
     except Silent:
         return 1
@@ -101,8 +104,9 @@ def prepare(args: argparse.Namespace, output: Path, crew: Team, until_done: Exit
     flags = {f.name: getattr(args, f.name) for f in fields(Options) if getattr(args, f.name) is not None}
     options = options_of(restorers.config(), flags)
     settings = Settings(
-        restorers.facts(), asdict(options), Target(args.long_side, args.size), args.format, args.quality, args.suffix
-    )
+        restorers.facts(), asdict(options), Target(args.long_side, args.size), args.format, args.quality, args.suffix,
+        args.exif,
+    )  # fmt: skip
     sources = find_sources(args.input, output)
     prompts = read_prompts(args.prompts, (options.prompt, options.negative_prompt), sources)
     batch = args.batch if args.batch is not None else 1 if device.type == "cpu" else 0

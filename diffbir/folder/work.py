@@ -237,6 +237,8 @@ class Writer:
             if share.compare:
                 previews.write_previews(share.output / share.compare / item.output, pictures)
             info = getattr(picture, "info", {})
+            if settings.exif == "drop":
+                info.pop("exif", None)
             metadata = {key: info[key] for key in METADATA if key in info}
             write(share.output / item.output, picture, settings.quality, metadata)
         except WriteError as error:
