@@ -108,6 +108,13 @@ def parser(name: str | None = None) -> argparse.ArgumentParser:
         "sidecar, for photo.txt beside photo.jpg",
     )
 
+    text.add_argument(
+        "--captioner",
+        metavar="FOLDER",
+        help="a prompt for each image that has none of its own, by an image-to-text model that transformers has saved "
+        "there, such as BLIP; it stands before --prompt",
+    )
+
     rest = p.add_argument_group("restoration (defaults come from the preset)")
     for option in options.values():
         add_option(rest, option)

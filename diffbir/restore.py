@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 
 from diffbir.folder import begin, report
+from diffbir.folder.captioner import Captioner
 from diffbir.folder.inputs import find_sources
 from diffbir.folder.plan import Plan, Settings, make_plan, split
 from diffbir.folder.processes import (
@@ -44,6 +45,7 @@ class Job:
     plan: Plan
     restorers: Restorers
     prompts: Prompts
+    captioner: Captioner | None = None
     shares: list[Share] = field(default_factory=list)
 
 
@@ -105,13 +107,13 @@ def prepare(args: argparse.Namespace, output: Path, crew: Team, until_done: Exit
     options = options_of(restorers.config(), flags)
     settings = Settings(
         restorers.facts(), asdict(options), Target(args.long_side, args.size), args.format, args.quality, args.suffix,
-        args.exif,
+        args.exif, args.captioner,
     )  # fmt: skip
     sources = find_sources(args.input, output)
     prompts = read_prompts(args.prompts, (options.prompt, options.negative_prompt), sources)
     batch = args.batch if args.batch is not None else 1 if device.type == "cpu" else 0
     plan = make_plan(sources, output, settings, prompts, args.overwrite, batch)
-    job = Job(plan, restorers, prompts)
+    job = Job(plan, restorers, prompts, Captioner(args.captioner) if args.captioner is not None else None)
     if unused := prompts.unused:
         report.say(f"--prompts {args.prompts}: no image is called {unused[0]} ({len(unused)} such rows)")
     if args.dry_run:
@@ -156,6 +158,9 @@ def restore_share(job: Job, share: Share, rank: int) -> None:
         return
     restorer = job.restorers.build()
     textless = restorer.text_encoder is None or isinstance(restorer.text_encoder, NullTextEncoder)
-    if rank == 0 and textless and any(any(item.prompt) for item in job.plan.todo):
+    if rank == 0 and textless and (job.captioner or any(any(item.prompt) for item in job.plan.todo)):
         report.say("this model knows no text; prompts change nothing")
-    work(share, job.restorers, rank, quiet=rank > 0, going_on=parent_lives)
+    captioner = None if textless else job.captioner
+    if captioner:
+        captioner.device = restorer.device
+    work(share, job.restorers, rank, quiet=rank > 0, going_on=parent_lives, captioner=captioner)

@@ -29,6 +29,7 @@ class Settings:
         model: preset, task, stage 1, additions, precision and changes to the preset.
         options: fields of `Options`; `upscale` gives way to the target.
         exif: keep or drop.
+        captioner: what adds to the prompt of images that have none of their own; None for nothing.
     """
 
     model: dict[str, Any]
@@ -38,6 +39,7 @@ class Settings:
     quality: int = 95
     suffix: str = ""
     exif: str = "keep"
+    captioner: str | None = None
 
     def line(self, prompt: tuple[str, str]) -> Line:
         """As the manifest has it."""
@@ -47,7 +49,8 @@ class Settings:
         del options["seed"]
         if target:
             del options["upscale"]
-        return {**self.model, **options, "format": self.format, "quality": self.quality, "exif": self.exif}
+        options |= {"format": self.format, "quality": self.quality, "exif": self.exif, "captioner": self.captioner}
+        return {**self.model, **options}
 
 
 @dataclass
