@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from benchmarks import arguments, few_steps, guidance, machine, quality
+from benchmarks import arguments, few_steps, guidance, machine, peak_memory, quality
 from benchmarks.pairs import synthetic_pairs
 from diffbir.utils.metrics import psnr
 
@@ -32,6 +32,14 @@ def test_grids_of_solvers_and_steps_run(benchmark, row, capsys):
     scales = ["--scales", "0", "1e5"] if benchmark is guidance else []
     assert benchmark.main([*PHOTOS, "--solvers", "ddim", "--steps", "1", *scales]) == 0
     assert cells(capsys.readouterr().out, row)[1] == "1"
+
+
+def test_the_table_of_memory_grows_with_the_picture(capsys):
+    args = ["--sizes", "32", "256", "--precisions", "fp32", "--device", "cpu"]
+    assert peak_memory.main(args) == 0
+    out = capsys.readouterr().out
+    small, large = (float(cells(out, f"{side}x{side}")[1]) for side in (32, 256))
+    assert 0.2 < small < large - 0.02 < 3
 
 
 def test_the_machine_is_named(tmp_path, monkeypatch):
