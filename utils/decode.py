@@ -5,6 +5,7 @@ import math
 import os
 import re
 import struct
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
@@ -22,6 +23,7 @@ from diffbir.utils.cli import UserError
 from diffbir.utils.raster import Raster, Unsupported, scaled
 
 log = logging.getLogger(__name__)
+warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)  # the limit refuses, or it is none
 
 UPRIGHT = {  # orientation (EXIF) -> what turns (H, W, ...) upright
     2: lambda x: x[:, ::-1],

@@ -5,7 +5,7 @@ from collections import defaultdict, deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any, TypeVar
@@ -34,6 +34,8 @@ AHEAD = 2  # batches that are read while one is computed
 WAITING = 8  # results that wait to be written, at most
 PACKAGES = ("diffbir", "torch", "pillow")
 METADATA = ("exif", "icc_profile", "dpi")
+
+LARGEST = next(option.metadata["high"] for option in fields(Options) if option.name == "upscale")
 
 T = TypeVar("T")
 U = TypeVar("U")
@@ -187,6 +189,8 @@ def options_of(settings: Settings, item: Item, opened: Opened) -> Options:
     """
     height, width = opened.images.shape[-2:]
     upscale = settings.target.factor((width, height), settings.options["upscale"])
+    if upscale > LARGEST:
+        raise UserError(f"it would become {upscale:.0f} times as large, and {LARGEST} times is the most; ask for less")
     prompt, negative = item.prompt
     prompt = ", ".join(filter(None, (opened.caption, prompt)))
     return Options(**{**settings.options, "upscale": upscale, "prompt": prompt, "negative_prompt": negative})

@@ -266,6 +266,17 @@ def test_formats_suffix_and_size(photos, tmp_path, format, kind, ending):
         assert (image.format, image.size) == (kind, (30, 27))
 
 
+@pytest.mark.parametrize("long_side, words", [(1, None), (30, None), (321, "16 times is the most")])
+def test_a_long_side_is_exact_in_either_direction(tmp_path, long_side, words, capsys):
+    (tmp_path / "in.png").write_bytes(mixed.encoded(mixed.crop(0), "PNG"))
+    code = run("--input", tmp_path / "in.png", "--output", tmp_path / "out", "--long-side", long_side)
+    assert code == (words is not None)
+    if words is None:
+        assert max(Image.open(tmp_path / "out" / "in.png").size) == long_side
+    else:
+        assert words in capsys.readouterr().err
+
+
 def test_the_same_format_keeps_what_can_be_written(tmp_path):
     for name, kind in (("a.JPEG", "JPEG"), ("b.bmp", "BMP"), ("c.gif", "GIF")):
         (tmp_path / "in").mkdir(exist_ok=True)
