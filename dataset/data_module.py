@@ -22,6 +22,7 @@ from diffbir.dataset.pairs import ImagePairs
 from diffbir.dataset.sources.split import hold_out
 from diffbir.dataset.streams import StreamedPairs
 from diffbir.dataset.transfer import pack, unpack
+from diffbir.dataset.validation import Part
 from diffbir.utils.cli import UserError
 
 log = logging.getLogger(__name__)
@@ -55,7 +56,8 @@ class DataModule(L.LightningDataModule):
 
     Args:
         train: a dataset that takes any draw number n >= 0 as its index (`dataset.pairs.ImagePairs`), or a stream.
-        val: a fixed dataset, or None. One without a source takes what `hold_out` keeps of that of `train`.
+        val: a fixed dataset, or None, which ranks share. One without a source takes what `hold_out` keeps of that of
+            `train`.
         batch_size: items per device and step; the effective batch is this x devices x accumulated batches.
         val_batch_size: items per validation step.
         num_workers: loader processes.
@@ -125,9 +127,10 @@ class DataModule(L.LightningDataModule):
     def val_dataloader(self) -> DataLoader | list:
         if self.val is None:
             return []
+        part = Part(self.val, self.trainer.global_rank, self.trainer.world_size)
         workers = min(self.num_workers, 1)
         return DataLoader(
-            self.val, self.val_batch_size, num_workers=workers, worker_init_fn=prepare_loader, collate_fn=pack
+            part, self.val_batch_size, num_workers=workers, worker_init_fn=prepare_loader, collate_fn=pack
         )
 
     def transfer_batch_to_device(self, batch: dict, device: torch.device, dataloader_idx: int) -> dict:

@@ -110,22 +110,27 @@ class ImagePairs(Dataset):
         return make_item(sample, rng, self.crop, self.flip, self.target, self.degradation, self.defer)
 
     def __getitems__(self, numbers: Sequence[int]) -> list[Item]:
-        """The items of one batch; loaders prefer this to `__getitem__`.
+        """The items of one batch, without those that are skipped; loaders prefer this to `__getitem__`.
 
         Raises:
             ImageError: an image cannot be read, or, if such are skipped, none of the batch can.
         """
+        return [item for item in self.try_items(numbers) if item is not None]
+
+    def try_items(self, numbers: Sequence[int]) -> list[Item | None]:
+        """The items of one batch, None in place of those that are skipped; raises as `__getitems__` does."""
         if self.on_error == "fail":
             return [self[n] for n in numbers]
-        items = []
+        items: list[Item | None] = []
         for n in numbers:
             try:
                 items.append(self[n])
             except ImageError as error:
+                items.append(None)
                 self.skipped += 1
                 log.warning("skipped (%d so far in this loader process): %s", self.skipped, error)
                 last = error
-        if not items:
+        if all(item is None for item in items):
             raise ImageError(
                 f"none of the {len(numbers)} images of a batch can be read, the last one because: {last}; "
                 "make a list without unreadable files (scripts/check_dataset.py --good-list) or a larger batch"

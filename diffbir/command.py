@@ -51,6 +51,12 @@ def parser(name: str | None = None) -> argparse.ArgumentParser:
     results.add_argument(
         "--quality", type=between(1, 100), default=95, help="of jpg, webp and avif, 1 to 100 (default: %(default)s)"
     )
+    results.add_argument(
+        "--exif",
+        choices=("keep", "drop"),
+        default="keep",
+        help="what cameras write into photos: time, place, settings (default: %(default)s)",
+    )
     results.add_argument("--suffix", default="", help="put behind every name: _restored makes photo_restored.png")
     results.add_argument(
         "--long-side", type=between(1, 2**20), metavar="PIXELS", help="longer side of results, in place of --upscale"
@@ -80,6 +86,12 @@ def parser(name: str | None = None) -> argparse.ArgumentParser:
         help="processes that share the images, each on a GPU of its own; torchrun does it over nodes (default: 1)",
     )
     machine.add_argument(
+        "--max-megapixels",
+        type=between(1, 2**20),
+        metavar="N",
+        help="larger pictures are refused, because a small file may hold an immense one (default: 178)",
+    )
+    machine.add_argument(
         "--batch",
         type=between(0, 4096),
         metavar="N",
@@ -94,6 +106,13 @@ def parser(name: str | None = None) -> argparse.ArgumentParser:
         metavar="CSV",
         help="a prompt for each image: a table with the columns path, prompt and perhaps negative_prompt; or the word "
         "sidecar, for photo.txt beside photo.jpg",
+    )
+
+    text.add_argument(
+        "--captioner",
+        metavar="FOLDER",
+        help="a prompt for each image that has none of its own, by an image-to-text model that transformers has saved "
+        "there, such as BLIP; it stands before --prompt",
     )
 
     rest = p.add_argument_group("restoration (defaults come from the preset)")

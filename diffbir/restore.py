@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 
 from diffbir.folder import begin, report
+from diffbir.folder.captioner import Captioner
 from diffbir.folder.inputs import find_sources
 from diffbir.folder.plan import Plan, Settings, make_plan, split
 from diffbir.folder.processes import (
@@ -29,6 +30,7 @@ from diffbir.model.networks.text import NullTextEncoder
 from diffbir.model.options import Options
 from diffbir.model.restorer import options_of
 from diffbir.utils.cli import UserError
+from diffbir.utils.decode import limited_to
 from diffbir.utils.device import pick_device, pick_precision
 
 
@@ -43,6 +45,7 @@ class Job:
     plan: Plan
     restorers: Restorers
     prompts: Prompts
+    captioner: Captioner | None = None
     shares: list[Share] = field(default_factory=list)
 
 
@@ -58,6 +61,8 @@ def restore(args: argparse.Namespace) -> int:
     crew = team()
     try:
         with stoppable(), ExitStack() as until_done:
+            if args.max_megapixels is not None:
+                until_done.enter_context(limited_to(args.max_megapixels * 10**6))
             return run(args, crew, until_done)
     except Silent:
         return 1
@@ -101,13 +106,14 @@ def prepare(args: argparse.Namespace, output: Path, crew: Team, until_done: Exit
     flags = {f.name: getattr(args, f.name) for f in fields(Options) if getattr(args, f.name) is not None}
     options = options_of(restorers.config(), flags)
     settings = Settings(
-        restorers.facts(), asdict(options), Target(args.long_side, args.size), args.format, args.quality, args.suffix
-    )
+        restorers.facts(), asdict(options), Target(args.long_side, args.size), args.format, args.quality, args.suffix,
+        args.exif, args.captioner,
+    )  # fmt: skip
     sources = find_sources(args.input, output)
     prompts = read_prompts(args.prompts, (options.prompt, options.negative_prompt), sources)
     batch = args.batch if args.batch is not None else 1 if device.type == "cpu" else 0
     plan = make_plan(sources, output, settings, prompts, args.overwrite, batch)
-    job = Job(plan, restorers, prompts)
+    job = Job(plan, restorers, prompts, Captioner(args.captioner) if args.captioner is not None else None)
     if unused := prompts.unused:
         report.say(f"--prompts {args.prompts}: no image is called {unused[0]} ({len(unused)} such rows)")
     if args.dry_run:
@@ -152,6 +158,9 @@ def restore_share(job: Job, share: Share, rank: int) -> None:
         return
     restorer = job.restorers.build()
     textless = restorer.text_encoder is None or isinstance(restorer.text_encoder, NullTextEncoder)
-    if rank == 0 and textless and any(any(item.prompt) for item in job.plan.todo):
+    if rank == 0 and textless and (job.captioner or any(any(item.prompt) for item in job.plan.todo)):
         report.say("this model knows no text; prompts change nothing")
-    work(share, job.restorers, rank, quiet=rank > 0, going_on=parent_lives)
+    captioner = None if textless else job.captioner
+    if captioner:
+        captioner.device = restorer.device
+    work(share, job.restorers, rank, quiet=rank > 0, going_on=parent_lives, captioner=captioner)

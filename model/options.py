@@ -33,7 +33,7 @@ class Options:
         UserError: a value of another type or out of range, or two that exclude each other, naming the option.
     """
 
-    upscale: float = option(1.0, "output size over input size", low=0.1, high=16)
+    upscale: float = option(1.0, "output size over input size", low=0.001, high=16)
     stage: str = option(
         "both", "'1' only removes the degradation, '2' only generates (on the input itself)", ("both", "1", "2")
     )

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import torch
 from omegaconf import OmegaConf
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from diffbir.model.training.run import train
 from diffbir.utils.config import load_config, read_config
@@ -87,6 +88,13 @@ def wait_for(run_dir: Path, step: int, running: subprocess.Popen) -> None:
 
 def state(run_dir: Path, step: int) -> dict:
     return torch.load(run_dir / "checkpoints" / f"{step:07d}.ckpt", weights_only=True)
+
+
+def scalars(run_dir: Path) -> dict[str, list[tuple[int, float]]]:
+    """Tag -> (step, value)s of what was logged."""
+    (file,) = (run_dir / "logs").glob("events*")
+    events = EventAccumulator(str(file)).Reload()
+    return {tag: [(e.step, e.value) for e in events.Scalars(tag)] for tag in events.Tags()["scalars"]}
 
 
 def assert_equal(a: object, b: object, name: str) -> None:

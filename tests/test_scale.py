@@ -18,7 +18,7 @@ from diffbir.dataset.sources.shards import write_shard
 from diffbir.model.training.checkpointing import find_checkpoint
 from diffbir.model.training.command import main
 from diffbir.model.training.sharding import ON_CPU
-from tests.runs import PHOTOS, ROOT, N, as_shipped, assert_equal, run, settings, state
+from tests.runs import PHOTOS, ROOT, N, as_shipped, assert_equal, run, scalars, settings, state
 
 SHARDED = pytest.mark.skipif(not ON_CPU, reason="needs torch 2.9")
 STRATEGIES = {"ddp": "ddp", "fsdp": "{target: model.training.sharding.FSDP}"}
@@ -104,6 +104,21 @@ def test_two_half_batches_give_the_gradient_of_the_whole_one(strategy, tmp_path)
     assert max(g.abs().max() for g in gradients) > 1e-3
     for k in one:
         assert_close(one[k], two[k], rtol=0, atol=1e-6)
+
+
+def test_ranks_share_a_validation_set_that_does_not_divide(tmp_path):
+    """Five images, three of one rank and two of the other: the figures of one process, in batches of other sizes."""
+    strategy = "fsdp" if ON_CPU else "ddp"  # the former also hangs where ranks take unequal numbers of steps
+    options = ["lr=0", "data.params.val.params.limit=5", "ema_decay=0"]
+    ranks = Ranks(tmp_path, "stage2", tmp_path / "two", 1, *options, "data.params.val_batch_size=2", strategy=strategy)
+    assert ranks.wait() == [0, 0], ranks.output
+    run("stage2", tmp_path / "one", 1, *options, "data.params.val_batch_size=4")
+    one, two = (
+        {name: points[0][1] for name, points in scalars(tmp_path / run_dir).items() if name.startswith("val/")}
+        for run_dir in ("one", "two")
+    )
+    assert one.keys() == {"val/loss", "val/psnr", "val/ssim", "val/lpips"}
+    assert two == pytest.approx(one, rel=1e-3)
 
 
 def write_shards(folder: Path, *counts: int) -> None:

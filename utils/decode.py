@@ -1,9 +1,11 @@
 """Files to pixels. Every decoder has its own gaps and its own exceptions; past this door there are none of either."""
 
 import logging
+import math
 import os
 import re
 import struct
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
@@ -21,6 +23,7 @@ from diffbir.utils.cli import UserError
 from diffbir.utils.raster import Raster, Unsupported, scaled
 
 log = logging.getLogger(__name__)
+warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)  # the limit refuses, or it is none
 
 UPRIGHT = {  # orientation (EXIF) -> what turns (H, W, ...) upright
     2: lambda x: x[:, ::-1],
@@ -35,6 +38,7 @@ PNG, JPEG = b"\x89PNG\r\n\x1a\n", b"\xff\xd8"
 JPEG_END = b"\xff\xd9"
 MARKER = re.compile(rb"\xff[^\x00\xff\xd0-\xd9]")  # that begins a segment
 REMEDY = "replace or remove it"
+LIMIT = "DIFFBIR_MAX_PIXELS"  # of the environment
 
 
 class ImageError(UserError):
@@ -72,10 +76,11 @@ def _named(name: str) -> Iterator[None]:
     except UnidentifiedImageError as error:
         raise ImageError(f"{name} is not an image that can be read here; {REMEDY}") from error
     except Image.DecompressionBombError as error:
-        pixels = re.search(r"\d+", str(error))
+        pixels = int(re.search(r"\d+", str(error))[0])
         raise ImageError(
-            f"{name} has {pixels[0] if pixels else 'too many'} pixels, and the limit is {pixel_limit()}; set "
-            "DIFFBIR_MAX_PIXELS to a higher one if the file is to be trusted"
+            f"{name} has {pixels} pixels, and the limit is {pixel_limit()}; if the file is to be trusted, "
+            f"--max-megapixels {math.ceil(pixels / 1e6)} of the command line raises it, or {LIMIT}={pixels} in the "
+            "environment"
         ) from error
     except Unsupported as error:
         raise ImageError(f"{name} {error}") from error
@@ -86,15 +91,33 @@ def _named(name: str) -> Iterator[None]:
 
 
 def pixel_limit() -> int:
-    """Pictures of more pixels are refused: $DIFFBIR_MAX_PIXELS, by default what Pillow refuses."""
+    """Pictures of more pixels are refused, by default what Pillow refuses."""
     limit = Image.MAX_IMAGE_PIXELS
     return 2**62 if limit is None else 2 * limit  # Pillow warns above its limit, and refuses above twice that
 
 
-if number := os.environ.get("DIFFBIR_MAX_PIXELS"):  # Pillow knows no limit for a single call
+@contextmanager
+def limited_to(pixels: int) -> Iterator[None]:
+    """Within it the limit is another, also in processes that are started there."""
+    before = os.environ.get(LIMIT), Image.MAX_IMAGE_PIXELS
+    os.environ[LIMIT], Image.MAX_IMAGE_PIXELS = str(pixels), _for_pillow(pixels)
+    try:
+        yield
+    finally:
+        os.environ.pop(LIMIT)
+        if before[0] is not None:
+            os.environ[LIMIT] = before[0]
+        Image.MAX_IMAGE_PIXELS = before[1]
+
+
+def _for_pillow(limit: int) -> int:
+    return -(-limit // 2)
+
+
+if number := os.environ.get(LIMIT):  # Pillow knows no limit for a single call
     if not number.isdecimal():
-        raise UserError(f"DIFFBIR_MAX_PIXELS is a number of pixels, not '{number}'")
-    Image.MAX_IMAGE_PIXELS = -(-int(number) // 2)
+        raise UserError(f"{LIMIT} is a number of pixels, not '{number}'")
+    Image.MAX_IMAGE_PIXELS = _for_pillow(int(number))
 
 
 def _decode(stream: BinaryIO, lenient: bool) -> Raster:

@@ -3,7 +3,9 @@
 import csv
 import logging
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -12,6 +14,9 @@ from diffbir.dataset.sources.texts import Paths, Texts
 from diffbir.utils.cli import UserError
 from diffbir.utils.image import read_rgb
 from diffbir.utils.texts import as_path, find_encoding
+
+if TYPE_CHECKING:
+    from pyarrow.parquet import ParquetFile
 
 TABLES = (".csv", ".tsv", ".parquet")
 SEPARATORS = ",;\t|"
@@ -96,16 +101,37 @@ def read_table(path: Path, names: Sequence[str]) -> dict[str, Texts]:
     Raises:
         UserError: it is missing, damaged, lacks a column or has it twice, or a row has other cells than the header.
     """
-    if not path.is_file():
-        raise UserError(f"{path} does not exist; give a table ({', '.join(TABLES)})")
-    suffix = path.suffix.lower()
-    if suffix not in TABLES:
-        raise UserError(f"{path} is not a table; give one of {', '.join(TABLES)}")
+    _check_file(path)
     columns = {name: Texts() for name in names}
-    for row in (_parquet if suffix == ".parquet" else _csv)(path, list(columns)):
+    for row in (_parquet if path.suffix.lower() == ".parquet" else _csv)(path, list(columns)):
         for value, column in zip(row, columns.values(), strict=True):
             column.append(value)
     return columns
+
+
+def headings(path: Path, likely: Sequence[str]) -> list[str]:
+    """Names of a table's columns, as they stand there.
+
+    Args:
+        likely: names of which some are expected, by which the separator is known.
+
+    Raises:
+        UserError: it is missing or damaged.
+    """
+    _check_file(path)
+    if path.suffix.lower() == ".parquet":
+        with _open_parquet(path) as file:
+            return file.schema_arrow.names
+    how = find_encoding(path)
+    with path.open(newline="", encoding=how.encoding, errors=how.errors) as file:
+        return _header(file.readline(), likely)[1]
+
+
+def _check_file(path: Path) -> None:
+    if not path.is_file():
+        raise UserError(f"{path} does not exist; give a table ({', '.join(TABLES)})")
+    if path.suffix.lower() not in TABLES:
+        raise UserError(f"{path} is not a table; give one of {', '.join(TABLES)}")
 
 
 def _check(path: Path, names: Sequence[str], known: Sequence[str]) -> None:
@@ -156,6 +182,18 @@ def _header(line: str, names: Sequence[str]) -> tuple[str, list[str]]:
 
 
 def _parquet(path: Path, names: Sequence[str]) -> Iterator[list[str | None]]:
+    with _open_parquet(path) as file:
+        _check(path, names, file.schema_arrow.names)
+        for batch in file.iter_batches(columns=names, use_threads=False):  # they would not survive a fork
+            cells = (map(_text, batch[name].to_pylist()) for name in names)
+            yield from map(list, zip(*cells, strict=True))
+
+
+@contextmanager
+def _open_parquet(path: Path) -> Iterator["ParquetFile"]:
+    """Raises:
+    UserError: pyarrow is missing, or the file is damaged.
+    """
     try:
         import pyarrow
         from pyarrow import parquet
@@ -163,10 +201,7 @@ def _parquet(path: Path, names: Sequence[str]) -> Iterator[list[str | None]]:
         raise UserError(f"{path} needs pyarrow; pip install pyarrow, or write the table as CSV") from error
     try:
         with parquet.ParquetFile(path) as file:
-            _check(path, names, file.schema_arrow.names)
-            for batch in file.iter_batches(columns=names, use_threads=False):  # they would not survive a fork
-                cells = (map(_text, batch[name].to_pylist()) for name in names)
-                yield from map(list, zip(*cells, strict=True))
+            yield file
     except (TypeError, UnicodeDecodeError) as error:
         raise UserError(f"{path} has a column that holds no texts ({error}); write one text a row") from error
     except (pyarrow.ArrowException, OSError) as error:

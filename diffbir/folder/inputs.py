@@ -1,6 +1,5 @@
 """Which images a command line names, by folders, files, globs and lists, and where each belongs among the results."""
 
-import codecs
 import glob
 import os
 import re
@@ -10,10 +9,10 @@ from pathlib import Path
 
 from diffbir.utils import image
 from diffbir.utils.cli import UserError
+from diffbir.utils.texts import list_lines
 
 HEIC = (".heic", ".heif", ".hif")
 SUFFIXES = tuple(dict.fromkeys((*image.SUFFIXES, ".jpe", ".jfif", ".mpo", ".gif", ".avif", *HEIC)))
-ENCODINGS = {codecs.BOM_UTF8: "utf-8-sig", codecs.BOM_UTF16_LE: "utf-16", codecs.BOM_UTF16_BE: "utf-16"}
 
 try:
     import pi_heif
@@ -68,8 +67,7 @@ def _paths(text: str) -> tuple[str, list[str]]:
     if os.path.isdir(path):
         return path, list(_walk(path))
     if os.path.isfile(path):
-        folder = os.path.dirname(path)
-        return folder, [path] if _is_image(path) else [p for line in _lines(path) for p in _entry(line, folder)]
+        return os.path.dirname(path), [path] if _is_image(path) else list(_listed(path))
     if glob.has_magic(text):
         names = sorted(glob.glob(path, recursive=True))
         fixed = re.split(r"[*?\[]", path)[0]
@@ -98,28 +96,19 @@ def _is_image(path: str) -> bool:
     return os.path.splitext(path)[1].lower() in SUFFIXES
 
 
-def _lines(path: str) -> list[str]:
-    """Of a list as any editor or shell writes it: with a byte order mark, CR LF or CR."""
+def _listed(path: str) -> Iterator[str]:
+    """The images that a list names, and those below the folders that it names."""
     try:
-        data = Path(path).read_bytes()
-        encoding = next((name for mark, name in ENCODINGS.items() if data.startswith(mark)), "utf-8")
-        text = data.decode(encoding)
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path} is neither an image ({', '.join(SUFFIXES)}) nor a text file listing images") from error
+        names = list(list_lines(Path(path)))
+    except UserError as error:
+        raise UserError(f"{path} is neither an image ({', '.join(SUFFIXES)}) nor a list of images: {error}") from error
     except OSError as error:
         raise UserError(f"{path} cannot be read ({error.strerror}); make it readable") from error
-    lines = [line.strip() for line in re.split(r"\r\n|\r|\n", text.replace("\0", ""))]
-    if not any(lines):
+    if not names:
         raise UserError(f"the list {path} is empty; write one image path a line, relative to the list's folder")
-    return list(filter(None, lines))
-
-
-def _entry(line: str, folder: str) -> Iterable[str]:
-    """The image that a line names, or those below the folder that it names; it may be quoted or have backslashes."""
-    bare = line[1:-1] if len(line) > 1 and line[0] == line[-1] and line[0] in "\"'" else line
-    readings = [os.path.abspath(os.path.join(folder, p)) for p in (line, bare, bare.replace("\\", "/"))]
-    path = next(filter(os.path.exists, readings), readings[-1])
-    return _walk(path) if os.path.isdir(path) else [path]
+    for name in names:
+        named = os.path.abspath(os.path.join(os.path.dirname(path), name))
+        yield from _walk(named) if os.path.isdir(named) else [named]
 
 
 def _below(path: str, folder: str) -> bool:

@@ -28,6 +28,8 @@ class Settings:
     Args:
         model: preset, task, stage 1, additions, precision and changes to the preset.
         options: fields of `Options`; `upscale` gives way to the target.
+        exif: keep or drop.
+        captioner: what adds to the prompt of images that have none of their own; None for nothing.
     """
 
     model: dict[str, Any]
@@ -36,6 +38,8 @@ class Settings:
     format: str = "png"
     quality: int = 95
     suffix: str = ""
+    exif: str = "keep"
+    captioner: str | None = None
 
     def line(self, prompt: tuple[str, str]) -> Line:
         """As the manifest has it."""
@@ -45,7 +49,8 @@ class Settings:
         del options["seed"]
         if target:
             del options["upscale"]
-        return {**self.model, **options, "format": self.format, "quality": self.quality}
+        options |= {"format": self.format, "quality": self.quality, "exif": self.exif, "captioner": self.captioner}
+        return {**self.model, **options}
 
 
 @dataclass
@@ -142,8 +147,8 @@ def look_back(
         item.reason = f"{path} exists, and {output / manifest.NAME} has no run that wrote it; --overwrite replaces it"
     elif ours and not overwrite and line["status"] == DONE and manifest.unchanged(line, item.source.path):
         item.state = DONE
-        then, now = {**line.get("settings", {}), "seed": line.get("seed")}, settings.line(item.prompt)
-        now["seed"] = settings.options["seed"]
+        then = {"exif": "keep", **line.get("settings", {}), "seed": line.get("seed")}
+        now = {**settings.line(item.prompt), "seed": settings.options["seed"]}
         item.differs = {k: (then.get(k), v) for k, v in now.items() if then.get(k) != v}
 
 

@@ -1,11 +1,10 @@
 """A prompt for each image: from a table, or from text files beside the images."""
 
-import csv
-import io
 import os
 from collections.abc import Sequence
 from pathlib import Path
 
+from diffbir.dataset.sources.tables import headings, read_table
 from diffbir.folder.inputs import Source
 from diffbir.utils.cli import UserError
 
@@ -52,17 +51,18 @@ class Prompts:
 
 def read_prompts(where: str | None, default: tuple[str, str], sources: Sequence[Source] = ()) -> Prompts:
     """Args:
-        where: `sidecar`, or a CSV with a line of headings: path (relative to the input folder, to the table's own, or
-            absolute; the name alone where there is just one), prompt, and negative_prompt if wanted.
+        where: `sidecar`, or a table (see `dataset.sources.tables`) with the headings: path (relative to
+            the input folder, to the table's own, or absolute; the name alone where there is just one), prompt, and
+            negative_prompt if wanted.
 
     Raises:
         UserError: the table can't be read, lacks a column, or a name in it means several images.
     """
     if where is None or where == SIDECAR:
         return Prompts(default, sidecar=where == SIDECAR)
-    path = Path(where)
-    if not path.is_file():
-        raise UserError(f"--prompts {where} does not exist; give a CSV with the columns path and prompt, or {SIDECAR}")
+    path = Path(where).expanduser()
+    names = _columns(path)
+    columns = read_table(path, [name for name in names if name])
     by_path = {source.path for source in sources} | {source.name for source in sources}
     by_name: dict[str, list[str]] = {}
     for source in sources:
@@ -79,28 +79,23 @@ def read_prompts(where: str | None, default: tuple[str, str], sources: Sequence[
             raise UserError(f"'{name}' in {path} means {same[0]} and {same[1]}; write the path below the input folder")
         return name
 
-    rows = csv.reader(io.StringIO(_read(path), newline=""))
     table: dict[str, tuple[str, str]] = {}
-    try:
-        headings = [text.strip().lower() for text in next(rows, [])]
-        columns = [_column(headings, PATH, path), _column(headings, PROMPT, path), _column(headings, NEGATIVE)]
-        for row in rows:
-            name, *own = (row[i].strip() if 0 <= i < len(row) else "" for i in columns)
-            if name:
-                table[key(name)] = tuple(own)
-    except csv.Error as error:
-        raise UserError(f"{path} is not a CSV ({error}); save it as one, in UTF-8") from error
+    for row in zip(*columns.values(), strict=True):
+        cells = dict(zip(columns, map(str.strip, row), strict=True))
+        name, *own = (cells.get(heading, "") for heading in names)
+        if name:
+            table[key(name)] = tuple(own)
     return Prompts(default, table)
 
 
-def _column(headings: list[str], names: tuple[str, ...], path: Path | None = None) -> int:
-    """Number of the column with one of these headings; -1 if there is none, and no `path` that must have one."""
-    for i, heading in enumerate(headings):
-        if heading in names:
-            return i
-    if path is not None:
-        raise UserError(f"{path} has no column '{names[0]}'; its first line holds the headings: path,prompt")
-    return -1
+def _columns(path: Path) -> list[str | None]:
+    """Headings of the columns for paths, prompts and negative prompts; of the last, None if there is none."""
+    known = headings(path, (*PATH, *PROMPT, *NEGATIVE))
+    found = [next((text for text in known if text.lower() in names), None) for names in (PATH, PROMPT, NEGATIVE)]
+    for names, heading in zip((PATH, PROMPT), found, strict=False):
+        if heading is None:
+            raise UserError(f"{path} has no column '{names[0]}'; its first line holds the headings: path,prompt")
+    return found
 
 
 def _read(path: Path) -> str:

@@ -5,7 +5,7 @@ from collections import defaultdict, deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any, TypeVar
@@ -35,6 +35,8 @@ WAITING = 8  # results that wait to be written, at most
 PACKAGES = ("diffbir", "torch", "pillow")
 METADATA = ("exif", "icc_profile", "dpi")
 
+LARGEST = next(option.metadata["high"] for option in fields(Options) if option.name == "upscale")
+
 T = TypeVar("T")
 U = TypeVar("U")
 
@@ -48,12 +50,14 @@ class Opened:
         back: turns a result into the picture that is written.
         facts: what identifies the file.
         task: what `--task auto` takes for it; None where the task is fixed.
+        caption: what a captioner says; None where none is asked.
     """
 
     images: Tensor
     back: Back
     facts: Line
     task: str | None
+    caption: str | None = None
 
 
 @dataclass
@@ -83,15 +87,17 @@ def work(
     rank: int = 0,
     quiet: bool = False,
     going_on: Callable[[], bool] = lambda: True,
+    captioner: Callable[[Tensor], str] | None = None,
 ) -> None:
     """Restores every image of the share that is to do, and tells the manifest of each.
 
     Args:
         restorer_for: the restorer of a task; None is the preset's.
         going_on: asked before every batch; False ends the work.
+        captioner: (1, 3, H, W) -> what stands before the prompt of images that have no prompt of their own.
 
     Raises:
-        UserError: results can't be written any more.
+        UserError: results can't be written any more, or the captioner can't be loaded.
     """
     number = sum(share.items[i].state == TODO for batch in share.batches for i in batch)
     reading = ahead(share.batches, lambda batch: [read(share, share.items[i]) for i in batch])
@@ -105,9 +111,11 @@ def work(
             if not going_on():
                 return
             items = [share.items[i] for i in batch]
-            for item, reason in zip(items, opened, strict=True):
-                if isinstance(reason, str):
-                    writer.fail(item, reason)
+            for item, one in zip(items, opened, strict=True):
+                if isinstance(one, str):
+                    writer.fail(item, one)
+                elif captioner and item.prompt[0] == share.settings.options["prompt"]:
+                    one.caption = captioner(one.images)
             for group in alike(opened):
                 bar.set_postfix_str(printable(items[group[0]].source.name))
                 restorer = restorer_for(opened[group[0]].task)
@@ -123,11 +131,11 @@ def work(
 
 
 def alike(opened: Sequence[Opened | str]) -> list[list[int]]:
-    """Indices of those that were read, by size and task: headers may have been wrong, and tasks aren't in them."""
+    """Indices of those that were read, by size, task and caption: headers may be wrong, and have only the first."""
     groups: dict[Any, list[int]] = defaultdict(list)
     for i, one in enumerate(opened):
         if isinstance(one, Opened):
-            groups[one.images.shape, one.task].append(i)
+            groups[one.images.shape, one.task, one.caption].append(i)
     return list(groups.values())
 
 
@@ -181,7 +189,10 @@ def options_of(settings: Settings, item: Item, opened: Opened) -> Options:
     """
     height, width = opened.images.shape[-2:]
     upscale = settings.target.factor((width, height), settings.options["upscale"])
+    if upscale > LARGEST:
+        raise UserError(f"it would become {upscale:.0f} times as large, and {LARGEST} times is the most; ask for less")
     prompt, negative = item.prompt
+    prompt = ", ".join(filter(None, (opened.caption, prompt)))
     return Options(**{**settings.options, "upscale": upscale, "prompt": prompt, "negative_prompt": negative})
 
 
@@ -237,6 +248,8 @@ class Writer:
             if share.compare:
                 previews.write_previews(share.output / share.compare / item.output, pictures)
             info = getattr(picture, "info", {})
+            if settings.exif == "drop":
+                info.pop("exif", None)
             metadata = {key: info[key] for key in METADATA if key in info}
             write(share.output / item.output, picture, settings.quality, metadata)
         except WriteError as error:
@@ -247,6 +260,7 @@ class Writer:
         line |= {"size": list(opened.images.shape[:1:-1]), "result_size": list(result.image.shape[:1:-1])}
         line |= {"seed": settings.options["seed"], "settings": settings.line(item.prompt)}
         line |= {"task": opened.task} if opened.task else {}
+        line |= {"caption": opened.caption} if opened.caption is not None else {}
         line |= {"distance": round(distance, 3), "seconds": round(seconds, 3), "device": device}
         line |= {"finished": datetime.now(timezone.utc).isoformat(timespec="seconds"), "versions": self.versions}
         self.journal.write(line)

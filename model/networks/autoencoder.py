@@ -3,7 +3,7 @@
 Attribute names are those of the published Stable Diffusion checkpoints.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -26,8 +26,9 @@ class DiagonalGaussian:
     mean: Tensor
     logvar: Tensor
 
-    def sample(self) -> Tensor:
-        return self.mean + torch.exp(0.5 * self.logvar) * torch.randn_like(self.mean)
+    def sample(self, normal: Callable[[Tensor], Tensor] = torch.randn_like) -> Tensor:
+        """A draw; `normal` gives N(0, I) of a tensor's shape."""
+        return self.mean + torch.exp(0.5 * self.logvar) * normal(self.mean)
 
     def kl(self) -> Tensor:
         """KL divergence from N(0, I), summed over components: (B,)."""
@@ -224,14 +225,9 @@ class AutoencoderKL(nn.Module):
         """Inverse of `to_patches`, for what the decoder gives."""
         return (F.pixel_shuffle(patches, self.patch) + 1) / 2
 
-    def encode(self, image: Tensor, sample: bool = False) -> Tensor:
-        """E(image): image (B, C, H, W) in [0, 1] -> scaled latent (B, z, H/f, W/f).
-
-        Args:
-            sample: draws from the posterior instead of taking its mode (diffusion targets do, conditions don't).
-        """
-        q = self.posterior(image)
-        return (q.sample() if sample else q.mean) * self.scale_factor
+    def encode(self, image: Tensor) -> Tensor:
+        """E(image): image (B, C, H, W) in [0, 1] -> scaled latent (B, z, H/f, W/f), the posterior's mode."""
+        return self.posterior(image).mean * self.scale_factor
 
     def decode(self, z: Tensor) -> Tensor:
         """D(z): scaled latent (B, z, h, w) -> image (B, C, h f, w f) around [0, 1], not clamped."""

@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from diffbir.model.sampling.draws import ANEW, Anew
 from diffbir.model.sampling.schedule import alpha_bar_at, rescale_to_zero_terminal_snr, scaled_linear_alpha_bar
 
 
@@ -77,25 +78,12 @@ class Diffusion:
         a, s = self.scales(t)
         return (z_t - s * output) / a if self.prediction == "eps" else a * z_t - s * output
 
-    def spread_timesteps(self, first: int, count: int) -> Tensor:
-        """Timesteps (count,) of a sequence's numbers `first` and on: however many, they cover 0 .. T - 1 evenly.
-
-        The additive sequence of the golden ratio: a mean over it has far less scatter than one over random timesteps.
-        """
-        golden = (5**0.5 - 1) / 2
-        return ((torch.arange(first, first + count, dtype=torch.float64) + 0.5) * golden % 1 * self.timesteps).long()
-
     def training_loss(
-        self, predict: Callable[[Tensor, Tensor], Tensor], z_0: Tensor, t: Tensor | None = None
+        self, predict: Callable[[Tensor, Tensor], Tensor], z_0: Tensor, draws: Anew = ANEW
     ) -> tuple[Tensor, Tensor]:
-        """Loss of `predict(z_t, t)` at random noise and timesteps, per image, and these: (B,), (B,) (DDPM, alg. 1).
-
-        Args:
-            t: (B,), in place of random ones.
-        """
-        if t is None:
-            t = torch.randint(self.timesteps, (len(z_0),), device=z_0.device)
-        eps = torch.randn_like(z_0)
+        """Loss of `predict(z_t, t)` at drawn timesteps and noise, per image, and the timesteps: (B,), (B,)
+        (DDPM, algorithm 1)."""
+        t, eps = draws.timesteps(self.timesteps, z_0), draws.normal(z_0)
         return self.loss(predict(self.diffuse(z_0, t, eps), t), z_0, t, eps), t
 
     def loss(self, output: Tensor, z_0: Tensor, t: Tensor, eps: Tensor) -> Tensor:

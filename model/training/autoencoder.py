@@ -1,5 +1,6 @@
 """Training of the autoencoder (only needed where no published one is used)."""
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -44,11 +45,18 @@ class AutoencoderTraining(Trainable):
         return loss
 
     def validation_step(self, batch: dict, _: int) -> None:
-        hq = batch["hq"]
-        q = self.trained["autoencoder"].posterior(hq)
-        output = self.trained["autoencoder"].reconstruct(q.mean).clamp(0, 1)
-        self.log_scores(output, hq)
-        self.log("val/latent_scale", 1 / q.mean.float().std(), prog_bar=True, batch_size=len(hq))
+        q = self.trained["autoencoder"].posterior(batch["hq"])
+        self.log_scores(batch, self.trained["autoencoder"].reconstruct(q.mean))
+        z = q.mean.float().flatten(1)[batch["counts"]]
+        self.moments += torch.stack([z.sum(), z.square().sum(), z.new_tensor(z.numel())]).double()
+
+    def on_validation_epoch_start(self) -> None:
+        self.moments = torch.zeros(3, dtype=torch.float64, device=self.device)  # sum, sum of squares, count
+
+    def on_validation_epoch_end(self) -> None:
+        z, square, count = self.trainer.strategy.reduce(self.moments, reduce_op="sum")
+        scale = (square / count - (z / count).square()).rsqrt()
+        self.log("val/latent_scale", scale, prog_bar=True, sync_dist=True)
 
     def images(self, batch: dict) -> dict[str, Tensor]:
         q = self.trained["autoencoder"].posterior(batch["hq"])

@@ -10,7 +10,9 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
+from diffbir.model.networks.autoencoder import DiagonalGaussian
 from diffbir.model.sampling.diffusion import Diffusion
+from diffbir.model.sampling.draws import ANEW, Anew, OfImages
 from diffbir.model.training.sharding import shard
 from diffbir.utils.cli import UserError
 from diffbir.utils.metrics import LPIPS, psnr, ssim
@@ -105,14 +107,23 @@ class Trainable(L.LightningModule):
         for logger in trainer.loggers:
             logger.log_metrics(means, step=trainer.global_step - 1)  # Lightning's number of this step
 
-    def log_scores(self, x: Tensor, y: Tensor) -> None:
-        """Logs validation PSNR, SSIM and LPIPS of x, (B, 3, H, W) in [0, 1], against y.
+    def log_means(self, batch: dict[str, Any], prog_bar: bool = True, **values: Tensor) -> None:
+        """Logs validation figures, (B,) each, as `val/NAME`: means over the images of the whole set, on all ranks."""
+        counts = batch["counts"]
+        images = int(counts.sum())
+        # Lightning averages batch sizes over ranks too and drops what is behind the point: it must be a whole number.
+        weight = {"batch_size": images * self.trainer.world_size, "sync_dist": True}
+        for name, value in values.items():
+            mean = value.float()[counts].mean() if images else torch.zeros((), device=self.device)
+            self.log(f"val/{name}", mean, prog_bar=prog_bar, **weight)
+
+    def log_scores(self, batch: dict[str, Any], x: Tensor) -> None:
+        """Logs validation PSNR, SSIM and LPIPS of x, (B, 3, H, W) in [0, 1], against the batch's `hq`.
 
         They are those of scripts/evaluate.py by protocol `rgb`, which sees pictures of 8 bits as they lie on disk.
         """
-        x, y = (v.float().clamp(0, 1).mul(255).round() / 255 for v in (x, y))
-        scores = {"psnr": psnr(x, y), "ssim": ssim(x, y), "lpips": self.lpips(x, y)}
-        self.log_dict({f"val/{k}": v.mean() for k, v in scores.items()}, prog_bar=True, batch_size=len(x))
+        x, y = (v.float().clamp(0, 1).mul(255).round() / 255 for v in (x, batch["hq"]))
+        self.log_means(batch, psnr=psnr(x, y), ssim=ssim(x, y), lpips=self.lpips(x, y))
 
     def images(self, batch: dict[str, Any]) -> dict[str, Tensor]:
         """Pictures of one validation batch for the logs: title -> (B, 3, H, W) in [0, 1]."""
@@ -124,9 +135,19 @@ class DenoiserTraining(Trainable):
 
     diffusion: Diffusion
 
-    def losses(self, batch: dict, t: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Per image, and their timesteps, drawn if not given: (B,), (B,)."""
+    def losses(self, batch: dict, draws: Anew = ANEW) -> tuple[Tensor, Tensor]:
+        """Per image, and their timesteps: (B,), (B,)."""
         raise NotImplementedError
+
+    @torch.no_grad()
+    def clean_latent(self, batch: dict, draws: Anew) -> Tensor:
+        """z_0, drawn from the posterior, which the batch has or the autoencoder gives."""
+        autoencoder = self.frozen["autoencoder"]
+        if "posterior" in batch:
+            q = DiagonalGaussian(*batch["posterior"].float().chunk(2, dim=1))
+        else:
+            q = autoencoder.posterior(batch["hq"])
+        return (q.sample(draws.normal) * autoencoder.scale_factor).float()
 
     def training_step(self, batch: dict, _: int) -> dict[str, Tensor]:
         losses, t = self.losses(batch)
@@ -134,17 +155,9 @@ class DenoiserTraining(Trainable):
         self.log("train/loss", loss, prog_bar=True)
         return {"loss": loss, "losses": losses.detach(), "t": t}
 
-    def on_validation_epoch_start(self) -> None:
-        self.validated = 0
-
-    def fixed_loss(self, batch: dict) -> Tensor:
-        """The loss of a validation batch at timesteps and noise that are those of its place in the set.
+    def fixed_losses(self, batch: dict) -> Tensor:
+        """The losses of a validation batch, (B,), at timesteps and noise that belong to its images.
 
         Drawn anew every time, they would scatter the loss by more than a good training gains between two validations.
         """
-        t = self.diffusion.spread_timesteps(self.validated, len(batch["prompt"])).to(self.device)
-        with torch.random.fork_rng():
-            torch.manual_seed(self.validated)
-            losses, _ = self.losses(batch, t)
-        self.validated += len(t)
-        return losses.mean()
+        return self.losses(batch, OfImages(batch["number"]))[0]

@@ -222,7 +222,7 @@ class OneStepTraining(Trainable):
         return loss
 
     def validation_step(self, batch: dict, _: int) -> None:
-        self.log_scores(self.restore(batch).image.to(self.device), batch["hq"])
+        self.log_scores(batch, self.restore(batch).image.to(self.device))
 
     def restore(self, batch: dict) -> Result:
         """The way inference does; an overflow changes no weights of the training."""

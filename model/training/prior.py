@@ -7,6 +7,7 @@ from diffbir.model.networks.autoencoder import AutoencoderKL
 from diffbir.model.networks.condition import Condition
 from diffbir.model.sampling.denoiser import ControlledUNet, bind, denoiser
 from diffbir.model.sampling.diffusion import Diffusion
+from diffbir.model.sampling.draws import ANEW, Anew
 from diffbir.model.sampling.solvers import sample
 from diffbir.model.training.base import DenoiserTraining
 
@@ -34,15 +35,14 @@ class PriorTraining(DenoiserTraining):
         super().__init__({"unet": unet}, {"autoencoder": autoencoder, "text_encoder": text_encoder}, **kwargs)
         self.diffusion, self.steps = diffusion, steps
 
-    def losses(self, batch: dict, t: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Per image, and their timesteps, drawn if not given: (B,), (B,)."""
+    def losses(self, batch: dict, draws: Anew = ANEW) -> tuple[Tensor, Tensor]:
         with torch.no_grad():
-            z_0 = self.frozen["autoencoder"].encode(batch["hq"], sample=True).float()
+            z_0 = self.clean_latent(batch, draws)
             text = self.frozen["text_encoder"](batch["prompt"])
-        return self.diffusion.training_loss(lambda z_t, t: self.trained["unet"](z_t, t, text), z_0, t)
+        return self.diffusion.training_loss(lambda z_t, t: self.trained["unet"](z_t, t, text), z_0, draws)
 
     def validation_step(self, batch: dict, _: int) -> None:
-        self.log("val/loss", self.fixed_loss(batch), prog_bar=True, batch_size=len(batch["hq"]))
+        self.log_means(batch, loss=self.fixed_losses(batch))
 
     def images(self, batch: dict) -> dict[str, Tensor]:
         autoencoder = self.frozen["autoencoder"]

@@ -1,21 +1,30 @@
 """Training of stage 1, degradation removal."""
 
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from diffbir.model.training.base import Trainable
 from diffbir.utils.metrics import psnr
 
 
+def mse(x: Tensor, y: Tensor) -> Tensor:
+    """Mean squared error per image: (B,)."""
+    return (x - y).float().square().mean(dim=(1, 2, 3))
+
+
+def mae(x: Tensor, y: Tensor) -> Tensor:
+    """Mean absolute error per image: (B,)."""
+    return (x - y).float().abs().mean(dim=(1, 2, 3))
+
+
 def psnr_loss(x: Tensor, y: Tensor) -> Tensor:
-    """Mean over the batch of -PSNR, in nepers of the squared error: log MSE per image.
+    """-PSNR in nepers of the squared error, log MSE, per image: (B,).
 
     Every image counts by its relative error, so lightly degraded ones are not drowned by the hopeless.
     """
-    return (x - y).float().square().mean(dim=(1, 2, 3)).add(1e-8).log().mean()
+    return mse(x, y).add(1e-8).log()
 
 
-LOSSES = {"l1": F.l1_loss, "l2": F.mse_loss, "psnr": psnr_loss}
+LOSSES = {"l1": mae, "l2": mse, "psnr": psnr_loss}
 
 
 class Stage1(Trainable):
@@ -33,15 +42,15 @@ class Stage1(Trainable):
         self.loss = LOSSES[loss]
 
     def training_step(self, batch: dict, _: int) -> Tensor:
-        loss = self.loss(self.trained["stage1"](batch["lq"]), batch["hq"])
+        loss = self.loss(self.trained["stage1"](batch["lq"]), batch["hq"]).mean()
         self.log("train/loss", loss, prog_bar=True)
         return loss
 
     def validation_step(self, batch: dict, _: int) -> None:
         restored = self.trained["stage1"](batch["lq"])
-        self.log("val/loss", self.loss(restored, batch["hq"]), batch_size=len(restored))
-        self.log_scores(restored.float().clamp(0, 1), batch["hq"])
-        self.log("val/psnr_lq", psnr(batch["lq"], batch["hq"]).mean(), batch_size=len(restored))
+        figures = {"loss": self.loss(restored, batch["hq"]), "psnr_lq": psnr(batch["lq"], batch["hq"])}
+        self.log_means(batch, prog_bar=False, **figures)
+        self.log_scores(batch, restored)
 
     def images(self, batch: dict) -> dict[str, Tensor]:
         return {"lq": batch["lq"], "stage 1": self.trained["stage1"](batch["lq"]), "hq": batch["hq"]}

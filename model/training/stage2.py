@@ -5,11 +5,12 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
-from diffbir.model.networks.autoencoder import AutoencoderKL, DiagonalGaussian
+from diffbir.model.networks.autoencoder import AutoencoderKL
 from diffbir.model.networks.condition import Condition
 from diffbir.model.options import Options
 from diffbir.model.restorer import Restorer, Result
 from diffbir.model.sampling.diffusion import Diffusion
+from diffbir.model.sampling.draws import ANEW, Anew
 from diffbir.model.training.base import DenoiserTraining
 from diffbir.utils.precision import keeping_precision
 
@@ -74,34 +75,24 @@ class Stage2(DenoiserTraining):
         i_reg = self.frozen["stage1"](batch["lq"]).float().clamp(0, 1)
         return Condition(self.frozen["autoencoder"].encode(i_reg).float(), text, i_reg)
 
-    @torch.no_grad()
-    def clean_latent(self, batch: dict) -> Tensor:
-        """z_0, drawn from the posterior."""
-        autoencoder = self.frozen["autoencoder"]
-        if "posterior" in batch:
-            q = DiagonalGaussian(*batch["posterior"].float().chunk(2, dim=1))
-            return q.sample() * autoencoder.scale_factor
-        return autoencoder.encode(batch["hq"], sample=True).float()
-
-    def losses(self, batch: dict, t: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Per image, and their timesteps, drawn if not given: (B,), (B,)."""
-        condition, z_0 = self.condition(batch), self.clean_latent(batch)
+    def losses(self, batch: dict, draws: Anew = ANEW) -> tuple[Tensor, Tensor]:
+        condition, z_0 = self.condition(batch), self.clean_latent(batch, draws)
         if self.noise_aug:
-            t_aug = torch.randint(self.noise_aug, (len(z_0),), device=z_0.device)
-            noised = self.diffusion.diffuse(condition.latent, t_aug, torch.randn_like(z_0))
+            t_aug = draws.below(self.noise_aug, z_0)
+            noised = self.diffusion.diffuse(condition.latent, t_aug, draws.normal(z_0))
             condition = replace(condition, latent=noised)
         network = self.restorer.network
-        return self.diffusion.training_loss(lambda z_t, t: network(z_t, t, condition), z_0, t)
+        return self.diffusion.training_loss(lambda z_t, t: network(z_t, t, condition), z_0, draws)
 
     def validation_step(self, batch: dict, _: int) -> None:
-        restored, size = self.restore(batch).image.to(self.device), len(batch["hq"])
-        self.log("val/loss", self.fixed_loss(batch), prog_bar=True, batch_size=size)
-        self.log_scores(restored, batch["hq"])
+        self.log_means(batch, loss=self.fixed_losses(batch))
+        self.log_scores(batch, self.restore(batch).image.to(self.device))
 
     def restore(self, batch: dict) -> Result:
-        """Samples the way inference does, the same noise every time; an overflow changes no weights of the training."""
+        """Samples the way inference does, with noise that belongs to each image; an overflow changes no weights of the
+        training."""
         with keeping_precision(*self.frozen.values(), *self.trained.values()):
-            return self.restorer.restore(batch["lq"], seeds=range(len(batch["lq"])))
+            return self.restorer.restore(batch["lq"], seeds=batch["number"].tolist())
 
     def images(self, batch: dict) -> dict[str, Tensor]:
         result = self.restore(batch)

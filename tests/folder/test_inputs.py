@@ -47,14 +47,14 @@ def test_a_name_with_brackets_is_a_name(tree):
     assert names(tree / "[1].png") == ["[1].png"]
 
 
-LINES = ["a\\z.jpg", '"b.PNG"', "", "  'c.JPEG' ", "a/deep", "gone.png", "../out of it.png", "b.PNG"]
+LINES = ["# of a trip", "a\\z.jpg", '"b.PNG"', "", "  'c.JPEG' ", "a/deep", "gone.png", "../out of it.png", "b.PNG"]
 FOUND = ["a/z.jpg", "b.PNG", "c.JPEG", "a/deep/y.Webp", "gone.png", "out of it.png"]
 
 
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
 @pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
 def test_lists_of_any_editor(tree, encoding, end):
-    """Backslashes, quotes, empty lines, folders, missing files; no name leads out of the tree of results."""
+    """Backslashes, quotes, comments, empty lines, folders, missing files; no name leads out of the tree of results."""
     (tree / "list.txt").write_bytes(end.join(LINES).encode(encoding))
     assert names(tree / "list.txt") == FOUND
 
@@ -64,6 +64,14 @@ def test_a_line_is_taken_as_it_stands_if_there_is_such_a_file(tree):
         (tree / name).touch()
     (tree / "list.txt").write_text('"quoted".png\nback\\slash.png\né ü.png\n', encoding="utf-8")
     assert names(tree / "list.txt") == ['"quoted".png', "back\\slash.png", "é ü.png"]
+
+
+def test_a_list_in_latin_1_and_a_home_folder(tree, monkeypatch, caplog):
+    (tree / "caf\u00e9.png").touch()
+    monkeypatch.setenv("HOME", str(tree))
+    (tree / "list.txt").write_bytes("caf\u00e9.png\n~/b.PNG\n".encode("latin-1"))
+    assert names(tree / "list.txt") == ["caf\u00e9.png", "b.PNG"]
+    assert "read as Latin-1" in caplog.text
 
 
 @pytest.mark.parametrize(

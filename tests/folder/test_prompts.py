@@ -33,13 +33,21 @@ def test_paths_may_be_relative_to_the_table(tmp_path):
     assert prompts(tmp_path, "image,caption\nin/a.png,cat\n")[0][0] == ("cat", "blurry")
 
 
+@pytest.mark.parametrize("separator", [";", "\t"])
+def test_tables_as_spreadsheets_write_them(tmp_path, separator):
+    text = f"Path{separator}Caption\na.png{separator}a cat, sitting\nb.png{separator}{'x' * 200_000}\n"
+    found, _ = prompts(tmp_path, text, "utf-16")
+    assert found[:2] == [("a cat, sitting", "blurry"), ("x" * 200_000, "blurry")]
+
+
 @pytest.mark.parametrize(
     "text, words",
     [
         ("path,text\na.png,cat\n", "no column 'prompt'"),
         ("", "no column 'path'"),
         ("path,prompt\nc.png,cat\n", "means trip/c.png and day/c.png"),
-        ("path,prompt\na.png," + "x" * 200_000, "is not a CSV"),
+        ("path,prompt\na.png,a cat, sitting\n", "line 2 has 3 cells, and the header 2"),
+        ("path,prompt,prompt\na.png,cat,dog\n", "has 2 columns 'prompt'"),
     ],
 )
 def test_a_wrong_table_is_named(tmp_path, text, words):

@@ -266,12 +266,51 @@ def test_formats_suffix_and_size(photos, tmp_path, format, kind, ending):
         assert (image.format, image.size) == (kind, (30, 27))
 
 
+@pytest.mark.parametrize("long_side, words", [(1, None), (30, None), (321, "16 times is the most")])
+def test_a_long_side_is_exact_in_either_direction(tmp_path, long_side, words, capsys):
+    (tmp_path / "in.png").write_bytes(mixed.encoded(mixed.crop(0), "PNG"))
+    code = run("--input", tmp_path / "in.png", "--output", tmp_path / "out", "--long-side", long_side)
+    assert code == (words is not None)
+    if words is None:
+        assert max(Image.open(tmp_path / "out" / "in.png").size) == long_side
+    else:
+        assert words in capsys.readouterr().err
+
+
 def test_the_same_format_keeps_what_can_be_written(tmp_path):
     for name, kind in (("a.JPEG", "JPEG"), ("b.bmp", "BMP"), ("c.gif", "GIF")):
         (tmp_path / "in").mkdir(exist_ok=True)
         (tmp_path / "in" / name).write_bytes(mixed.encoded(mixed.crop(0), kind))
     assert run("--input", tmp_path / "in", "--output", tmp_path / "out", "--format", "same") == 0
     assert sorted(files(tmp_path / "out")) == ["a.jpeg", "b.bmp", "c.png"]
+
+
+@pytest.mark.parametrize("exif", ["keep", "drop"])
+def test_exif_is_kept_or_dropped(tmp_path, exif, capsys):
+    """Looked for among the bytes of the files, so that no reader can miss it."""
+    data = Image.Exif()
+    data[0x010F], data[0x0112] = "a maker", 6
+    for kind in ("JPEG", "PNG", "WEBP"):
+        (tmp_path / "in").mkdir(exist_ok=True)
+        Image.fromarray(mixed.crop(0)).save(tmp_path / "in" / f"{kind}.{kind.lower()}", exif=data)
+    for other in ("jpg", "png", "webp"):
+        out = tmp_path / f"{exif}-{other}"
+        assert run("--input", tmp_path / "in", "--output", out, "--format", other, "--exif", exif) == 0
+        for path in out.glob(f"*.{other}"):
+            assert (b"a maker" in path.read_bytes()) == (exif == "keep"), path
+    assert run("--input", tmp_path / "in", "--output", out, "--format", other) == 0
+    assert ("exif drop, now keep" in capsys.readouterr().err) == (exif == "drop")
+
+
+def test_a_picture_over_the_limit_is_refused_with_the_flag_that_raises_it(photos, tmp_path, capsys):
+    large = photos / "large.png"
+    Image.fromarray(np.zeros((1001, 1000), np.uint8)).save(large)
+    args = ["--input", large, "--output", tmp_path / "out", "--upscale", 0.1, "--max-megapixels"]
+    assert run(*args, 1) == 1
+    said = capsys.readouterr().err
+    assert f"{large} has 1001000 pixels, and the limit is 1000000" in said and "--max-megapixels 2 " in said
+    assert run(*args, 2) == 0
+    assert "DIFFBIR_MAX_PIXELS" not in os.environ
 
 
 def test_a_batch_makes_what_single_images_make(photos, tmp_path):

@@ -210,7 +210,9 @@ def test_a_picture_over_the_limit_is_said_to_be_that(tmp_path):
     header = struct.pack(">IIBBBBB", 20_000, 10_000, 8, 2, 0, 0, 0)
     path = tmp_path / "large.png"
     path.write_bytes(b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", b"") + chunk(b"IEND", b""))
-    words = f"{path} has 200000000 pixels, and the limit is 178956970; set DIFFBIR_MAX_PIXELS"
+    words = (
+        f"{path} has 200000000 pixels, and the limit is 178956970; if the file is to be trusted, --max-megapixels 200 "
+    )
     with pytest.raises(ImageError, match=re.escape(words)):
         read_rgb(path)
 

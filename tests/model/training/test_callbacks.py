@@ -9,7 +9,6 @@ import torch
 from omegaconf import OmegaConf
 from pytorch_lightning.plugins.precision import Precision
 from safetensors.torch import load_file
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import nn
 
 from diffbir.model.training.base import Trainable
@@ -19,13 +18,7 @@ from diffbir.model.training.logging import ImageGrid
 from diffbir.model.training.run import build_module, build_trainer
 from diffbir.utils.cli import UserError
 from diffbir.utils.config import instantiate, load_config
-from tests.runs import ROOT, as_shipped, assert_equal, run, settings, state
-
-
-def scalars(run_dir: Path) -> dict[str, list[tuple[int, float]]]:
-    (file,) = (run_dir / "logs").glob("events*")
-    events = EventAccumulator(str(file)).Reload()
-    return {tag: [(e.step, e.value) for e in events.Scalars(tag)] for tag in events.Tags()["scalars"]}
+from tests.runs import ROOT, as_shipped, assert_equal, run, scalars, settings, state
 
 
 def test_what_stage_2_logs(tmp_path):

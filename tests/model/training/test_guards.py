@@ -169,7 +169,12 @@ def test_an_overflow_while_sampling_changes_no_weights_of_the_training(tmp_path,
             layer.weight.normal_(0, 60000)
     guard = FrozenWeights()
     guard.on_fit_start(None, module)
-    batch = {"lq": torch.rand(1, 3, 32, 32), "hq": torch.rand(1, 3, 32, 32), "prompt": [""]}
+    batch = {
+        "lq": torch.rand(1, 3, 32, 32),
+        "hq": torch.rand(1, 3, 32, 32),
+        "prompt": [""],
+        "number": torch.tensor([0]),
+    }
     with torch.autocast("cpu", torch.float16):
         module.restore(batch)
     for name in ("AutoencoderKL", "ControlledUNet"):
