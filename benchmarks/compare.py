@@ -14,6 +14,7 @@ Example:
     python benchmarks/compare.py --input inputs/demo --upscale 2 --methods bicubic "one step" --output outputs/real
 """
 
+import shlex
 import sys
 from collections.abc import Container, Iterator
 from pathlib import Path
@@ -57,6 +58,9 @@ def main(argv: list[str] | None = None) -> int:
         "--methods", nargs="+", choices=METHODS, default=list(METHODS), metavar="NAME", help="(default: all)"
     )
     p.add_argument("--protocol", choices=PROTOCOLS, default="rgb", help="(default: %(default)s)")
+    p.add_argument(
+        "--metrics", nargs="+", default=list(METRICS), metavar="NAME", help="as of scripts/evaluate.py (default: all)"
+    )
     p.add_argument("--crops", type=int, default=6, help="pictures to show (default: %(default)s)")
     p.add_argument("--crop-size", type=int, default=192, help="side of what is shown, pixels (default: %(default)s)")
     p.add_argument("--sheet", type=Path, help="JPEG with all crops, one below the other")
@@ -76,9 +80,10 @@ def main(argv: list[str] | None = None) -> int:
     if not results:
         raise UserError("; ".join(f"{title}: {reason}" for title, reason in absent.items()))
     protocol = PROTOCOLS[args.protocol]
-    found = run.evaluate(results, args.reference, protocol, METRICS, device)
+    found = run.evaluate(results, args.reference, protocol, args.metrics, device)
     found["protocol"] = {"name": args.protocol, **found["protocol"]}
-    found["command"] = " ".join(["python benchmarks/compare.py", *(sys.argv[1:] if argv is None else argv)])
+    words = map(shlex.quote, sys.argv[1:] if argv is None else argv)
+    found["command"] = " ".join(["python benchmarks/compare.py", *words])
     found["warnings"] += [f"{title} is left out: {reason}" for title, reason in absent.items()]
     found["warnings"] += [f"{machine.processor(device)}, {machine.threads()}; preset {args.preset}"]
     main = generated(results)

@@ -4,6 +4,7 @@ import json
 
 import numpy as np
 from numpy.testing import assert_array_equal
+from PIL import Image
 
 from benchmarks import compare
 from diffbir.utils.image import read_rgb, side_by_side, write_png
@@ -15,10 +16,21 @@ def test_methods_are_restored_once_compared_and_shown(tmp_path, monkeypatch):
         clean = np.ascontiguousarray(photo(name)[:64, :48])
         write_png(tmp_path / f"hr/{i}.png", clean)
         write_png(tmp_path / f"lr/{i}.png", np.ascontiguousarray(clean[::4, ::4]))
-    monkeypatch.setattr(compare, "METRICS", ("psnr", "lpips"))
     monkeypatch.setitem(compare.METHODS, "no such", ("nowhere.yaml", {"stage": "1"}))
     folders = ["--input", tmp_path / "lr", "--reference", tmp_path / "hr", "--output", tmp_path / "out"]
-    arguments = [*map(str, folders), "--device", "cpu", "--crops", "3", "--crop-size", "40"]
+    arguments = [
+        *map(str, folders),
+        "--device",
+        "cpu",
+        "--crops",
+        "3",
+        "--crop-size",
+        "40",
+        "--metrics",
+        "psnr",
+        "lpips",
+    ]
+    arguments += ["--sheet", str(tmp_path / "sheet.jpg"), "--shown", "stage 1", "chain@0"]
     arguments += ["--methods", "bicubic", "stage 1", "chain@0", "no such", "--preset", "mini", "sampling.steps=2"]
     assert compare.main(arguments) == 0
     found = json.loads((tmp_path / "out/report.json").read_text())
@@ -33,6 +45,10 @@ def test_methods_are_restored_once_compared_and_shown(tmp_path, monkeypatch):
     assert {picture.shape for picture in results.values()} == {(64, 48, 3)}
     assert len({picture.tobytes() for picture in results.values()}) == 3
 
+    sheet = Image.open(tmp_path / "sheet.jpg")
+    assert sheet.size == (40 * 3 + 4 * 2, 3 * (40 + 22))  # stage 1, chain and clean; gain, loss and what lies between
+
+    del results["bicubic"]
     results["clean"] = read_rgb(tmp_path / "hr/0.png")
     (shown,) = (
         (tmp_path / "out/crops").glob("gain0_0.png")
