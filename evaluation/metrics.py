@@ -8,8 +8,10 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from diffbir.evaluation.protocols import METRICS, PYIQA, SET_METRICS, Protocol
+from diffbir.evaluation.faces import Embedder, IdentityDistance
+from diffbir.evaluation.protocols import METRICS, MORE, PYIQA, SET_METRICS, Protocol
 from diffbir.utils.cli import UserError
+from diffbir.utils.color import colour_error
 from diffbir.utils.metrics import (
     DISTS,
     DISTS_WEIGHTS,
@@ -57,12 +59,14 @@ class SetMetric:
     Args:
         update: takes in (B, 3, H, W) in [0, 1], and whether they are references.
         compute: the value.
+        reset: forgets the results, for those of another method; the references stay.
     """
 
     title: str
     variant: str
     update: Callable[[Tensor, bool], None]
     compute: Callable[[], float]
+    reset: Callable[[], None]
     weights: tuple[Path, ...] = ()
     lower = True
 
@@ -73,13 +77,16 @@ def check(name: str) -> None:
     Raises:
         UserError: with those that there are.
     """
-    names = (*METRICS, *SET_METRICS, *PYIQA)
+    names = (*METRICS, *MORE, *SET_METRICS, *PYIQA)
     if name not in names and not name.startswith("pyiqa:"):
         raise UserError(f"there is no metric '{name}'; there are {', '.join(names)} and pyiqa:NAME")
 
 
-def build(name: str, protocol: Protocol, device: torch.device) -> Metric:
-    """The metric of a name in METRICS or PYIQA, or of `pyiqa:NAME`.
+def build(name: str, protocol: Protocol, device: torch.device, embedder: Embedder | None = None) -> Metric:
+    """The metric of a name in METRICS, MORE or PYIQA, or of `pyiqa:NAME`.
+
+    Args:
+        embedder: of `identity`.
 
     Raises:
         UserError: its weights or package are missing, and how to get them.
@@ -91,6 +98,13 @@ def build(name: str, protocol: Protocol, device: torch.device) -> Metric:
         rounded = " in 8 bits" if (name, protocol.channel) == ("ssim", "y") else ""
         channel = {"rgb": "RGB", "y": "Y of BT.601 (16 to 235)"}[protocol.channel]
         return Metric(title, f"{channel}{rounded}, border crop {protocol.crop}{windows}", False, True, function)
+    if name == "ciede2000":
+        return Metric("ΔE00", "CIEDE2000, mean over the pixels; sRGB, D65", True, True, colour_error)
+    if name == "identity":
+        if embedder is None:
+            raise UserError("it needs a face embedder: --embedder FILE, TorchScript or ONNX")
+        distance = IdentityDistance(embedder).to(device)
+        return Metric("identity", f"1 - cosine, {embedder.describe()}", True, True, distance, (embedder.path,))
     if name in PYIQA or name.startswith("pyiqa:"):
         return _pyiqa(name.removeprefix("pyiqa:"), device)
     title, network, reference, weights = _OWN[name]
@@ -129,7 +143,7 @@ def _pyiqa(name: str, device: torch.device) -> Metric:
 
 
 def build_set(name: str, count: int, device: torch.device, network: nn.Module | None = None) -> SetMetric:
-    """FID or KID over `count` pictures.
+    """FID or KID over `count` pictures, of results and of references each.
 
     Args:
         network: (B, 3, H, W) uint8 -> features (B, N); InceptionV3 if None.
@@ -144,11 +158,12 @@ def build_set(name: str, count: int, device: torch.device, network: nn.Module | 
         raise UserError("it needs two pictures at least")
     inception = network or _inception()
     size = min(FEW, count)
+    common = {"feature": inception, "normalize": True, "reset_real_features": False}
     if name == "fid":
-        metric = FrechetInceptionDistance(feature=inception, normalize=True).to(device)
+        metric = FrechetInceptionDistance(**common).to(device)
         variant = "FID"
     else:
-        metric = KernelInceptionDistance(feature=inception, normalize=True, subsets=100, subset_size=size).to(device)
+        metric = KernelInceptionDistance(**common, subsets=100, subset_size=size).to(device)
         variant = f"KID x 1000, mean of 100 subsets of {size}"
 
     def update(x: Tensor, real: bool) -> None:
@@ -161,7 +176,8 @@ def build_set(name: str, count: int, device: torch.device, network: nn.Module | 
         return float(value) if name == "fid" else 1000 * float(value[0])
 
     features = "given features" if network else "InceptionV3 of torch-fidelity (TensorFlow's of 2015), 2048 features"
-    return SetMetric(name.upper(), f"{variant}, {features}", update, compute, () if network else (INCEPTION_WEIGHTS,))
+    weights = () if network else (INCEPTION_WEIGHTS,)
+    return SetMetric(name.upper(), f"{variant}, {features}", update, compute, metric.reset, weights)
 
 
 def _inception() -> nn.Module:

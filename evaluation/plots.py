@@ -42,7 +42,8 @@ def plane(found: dict[str, Any], path: Path, distortion: str = "psnr", perceptio
         named = CURVE.match(title)
         color = "0.35" if named else None
         axis.errorbar(x["mean"], y["mean"], _error(y), _error(x), fmt="o", markersize=4, capsize=2, color=color)
-        position = {"xy": (x["mean"], y["mean"]), "xytext": (4, 4), "textcoords": "offset points"}
+        # Points of a curve are labelled below: its ends often lie on those of other methods.
+        position = {"xy": (x["mean"], y["mean"]), "xytext": (4, -10 if named else 4), "textcoords": "offset points"}
         axis.annotate(named[2] if named else title, fontsize=8, **position)
         if named:
             curves.setdefault(named[1], []).append((float(named[2]), x["mean"], y["mean"]))

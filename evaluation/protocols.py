@@ -4,9 +4,12 @@ from dataclasses import dataclass
 
 from diffbir.utils.cli import UserError
 
-# Of one picture; those with a reference first. Of whole sets. What pyiqa adds: a name of its own after `pyiqa:`, too.
+# Of one picture; those with a reference first. On request only. Of whole sets. What pyiqa adds: a name of its own after
+# `pyiqa:`, too.
 METRICS = ("psnr", "ssim", "lpips", "lpips-vgg", "dists", "niqe", "brisque")
+MORE = ("ciede2000", "identity")
 SET_METRICS = ("fid", "kid")
+CHANNELS = ("rgb", "bgr", "grey")  # of what a face embedder sees
 PYIQA = ("musiq", "maniqa", "clipiqa", "topiq_nr")
 
 

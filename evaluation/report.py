@@ -35,6 +35,8 @@ def markdown(found: dict[str, Any]) -> str:
     lines += [f"- NOTE: {warning}" for warning in found["warnings"]]
     if found["reference"]:
         lines += [f"- reference: {found['reference']['folder']}, checksum `{found['reference']['checksum']}`"]
+    if against := found.get("against"):
+        lines += [f"- metrics of whole sets: against {against['folder']}, {against['count']} pictures"]
     for title, method in found["methods"].items():
         lines += [f"- {title}: {method['folder']}, {method['count']} pictures, checksum `{method['checksum']}`"]
         for key, words in (("lone_results", "results without a reference"), ("lone_references", "without a result")):

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from diffbir.evaluation.faces import Embedder
 from diffbir.evaluation.metrics import FEW, Metric, SetMetric, build, build_set, check
 from diffbir.evaluation.pairing import Pairing, pair
 from diffbir.evaluation.protocols import SET_METRICS, Protocol
@@ -33,6 +34,8 @@ def evaluate(
     names: Sequence[str],
     device: torch.device,
     batch: int = 1,
+    embedder: Embedder | None = None,
+    against: Path | None = None,
 ) -> dict[str, Any]:
     """Scores every method's pictures.
 
@@ -41,6 +44,8 @@ def evaluate(
         reference: the clean pictures; None for metrics that need none.
         names: of metrics; those that cannot be had are skipped, with the reason under `skipped`.
         batch: pictures of equal size that are scored at once.
+        embedder: of the metric `identity`.
+        against: clean pictures of any names, which the metrics of whole sets compare with in place of the reference.
 
     Raises:
         UserError: nothing to compare; a name that no metric has.
@@ -48,7 +53,7 @@ def evaluate(
     for name in names:
         check(name)
     skipped: dict[str, str] = {}
-    metrics, sets = _built(names, protocol, reference, device, skipped), {}
+    metrics = _built(names, protocol, reference, device, skipped, embedder)
     found = {
         "protocol": {**asdict(protocol), "description": protocol.describe()},
         "metrics": {},
@@ -60,20 +65,27 @@ def evaluate(
         "methods": {},
     }
     references = None if reference is None else named_files(reference)
+    pairings = {}
     for title, folder in results.items():
         files = named_files(folder)
-        pairing = Pairing({n: (p, None) for n, p in files.items()}) if references is None else pair(files, references)
-        count, sets = len(pairing.pairs), {}
-        for name in (name for name in names if name in SET_METRICS and reference is not None):
-            try:
-                sets[name] = build_set(name, count, device)
-            except UserError as error:
-                skipped[name] = str(error)
+        pairings[title] = (
+            Pairing({n: (p, None) for n, p in files.items()}) if references is None else pair(files, references)
+        )
+    clean = references if against is None else named_files(against)
+    sets, unread = {}, []
+    if clean is not None:
+        counts = [len(clean), *(len(pairing.pairs) for pairing in pairings.values())]
+        sets = _built_sets(names, min(counts), device, skipped)
+        unread = _take_in(clean, sets, protocol, device)
+    if against is not None:
+        found["against"] = {"folder": str(against), "count": len(clean) - len(unread)}
+        found["warnings"] += [f"left out of {against}: {failure}" for failure in unread]
+    for title, folder in results.items():
         found["methods"][title] = {"folder": str(folder)}
-        found["methods"][title] |= _method(title, pairing, protocol, metrics, sets, device, batch)
-        if sets and count < FEW:
-            which = " and ".join(metric.title for metric in sets.values())
-            found["warnings"].append(f"{which} of {title} over {count} pictures say little; take {FEW} or more")
+        found["methods"][title] |= _method(title, pairings[title], protocol, metrics, sets, device, batch)
+    if sets and min(counts) < FEW:
+        which = " and ".join(metric.title for metric in sets.values())
+        found["warnings"].append(f"{which} over {min(counts)} pictures say little; take {FEW} or more")
     found["metrics"] = {name: _about(metric) for name, metric in {**metrics, **sets}.items()}
     if references is not None:
         images = {i["name"]: i["reference_sha256"] for m in found["methods"].values() for i in m["images"]}
@@ -82,24 +94,59 @@ def evaluate(
 
 
 def _built(
-    names: Sequence[str], protocol: Protocol, reference: Path | None, device: torch.device, skipped: dict[str, str]
+    names: Sequence[str],
+    protocol: Protocol,
+    reference: Path | None,
+    device: torch.device,
+    skipped: dict[str, str],
+    embedder: Embedder | None,
 ) -> dict[str, Metric]:
     """Metrics of single pictures; why others cannot be had goes to `skipped`."""
     metrics = {}
     for name in names:
         try:
-            metric = None if name in SET_METRICS else build(name, protocol, device)
+            metric = None if name in SET_METRICS else build(name, protocol, device, embedder)
         except UserError as error:
             skipped[name] = str(error)
             continue
-        if reference is None and (metric is None or metric.reference):
+        if metric is None:
+            continue
+        if reference is None and metric.reference:
             skipped[name] = "it compares with a reference, and none is given"
-        elif metric:
+        else:
             metrics[name] = metric
     if not metrics:
         reasons = "; ".join(f"{name}: {reason}" for name, reason in skipped.items())
         raise UserError(f"none of the metrics can be computed of single pictures; {reasons}")
     return metrics
+
+
+def _built_sets(
+    names: Sequence[str], count: int, device: torch.device, skipped: dict[str, str]
+) -> dict[str, SetMetric]:
+    """Metrics of whole sets of `count` pictures; why others cannot be had goes to `skipped`."""
+    sets = {}
+    for name in (name for name in names if name in SET_METRICS):
+        try:
+            sets[name] = build_set(name, count, device)
+        except UserError as error:
+            skipped[name] = str(error)
+    return sets
+
+
+@torch.inference_mode()
+def _take_in(clean: dict[str, Path], sets: dict[str, SetMetric], protocol: Protocol, device: torch.device) -> list[str]:
+    """Gives the references to the metrics of whole sets; what is wrong with those that cannot be read."""
+    failures = []
+    for path in tqdm(clean.values(), unit="picture", desc="references") if sets else ():
+        try:
+            x = _centre(read_rgb(path), protocol.centre, path)[None].to(device)
+        except ImageError as error:
+            failures.append(str(error))
+            continue
+        for metric in sets.values():
+            metric.update(x, True)
+    return failures
 
 
 def _method(
@@ -112,6 +159,8 @@ def _method(
     batch: int,
 ) -> dict[str, Any]:
     images, failures = [], []
+    for metric in sets.values():
+        metric.reset()  # what another method left
     with torch.inference_mode(), tqdm(total=len(pairing.pairs), unit="picture", desc=title) as bar:
         for rows, x, y in _batches(pairing, protocol, batch, failures):
             x, y = x.to(device), None if y is None else y.to(device)
@@ -125,14 +174,17 @@ def _method(
                     row["scores"][name] = value
             for metric in sets.values():
                 metric.update(x, False)
-                metric.update(y, True)
             images.extend(rows)
             bar.update(len(rows))
     if not images:
         raise UserError(f"no picture of {title} could be compared: {failures[0]}")
     table = {name: asdict(summary([row["scores"][name] for row in images])) for name in metrics}
     for name, metric in sets.items():
-        table[name] = {"mean": metric.compute(), "error": math.nan, "count": len(images)}
+        table[name] = {
+            "mean": metric.compute() if len(images) > 1 else math.nan,
+            "error": math.nan,
+            "count": len(images),
+        }
     return {
         "count": len(images),
         "checksum": set_checksum({row["name"]: row["result_sha256"] for row in images}),

@@ -12,6 +12,8 @@ Examples:
     python scripts/evaluate.py ours=RESTORED peer=OTHERS --reference HR --compare ours peer
     python scripts/evaluate.py --preset mini --upscale 4 --input LR --reference HR
     python scripts/evaluate.py RESTORED --dataset realsr --data DATASETS
+    python scripts/evaluate.py RESTORED --dataset celeba-test --embedder arcface.onnx
+    python scripts/evaluate.py RESTORED --dataset lfw-test --metrics niqe fid --against FFHQ
     python scripts/evaluate.py --compare a/report.json b/report.json
 """
 
@@ -25,7 +27,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from diffbir import command
 from diffbir.evaluation.datasets import DATASETS, find
-from diffbir.evaluation.protocols import METRICS, PROTOCOLS, PYIQA, SET_METRICS, Protocol
+from diffbir.evaluation.protocols import CHANNELS, METRICS, MORE, PROTOCOLS, PYIQA, SET_METRICS, Protocol
 from diffbir.model.options import Options
 from diffbir.utils.cli import UserError, entry_point
 
@@ -46,9 +48,27 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         nargs="+",
         default=[*METRICS, *SET_METRICS],
         metavar="NAME",
-        help=f"{', '.join((*METRICS, *SET_METRICS))} (default: all of these); with the package pyiqa, whose licence "
-        f"is non-commercial and whose weights are downloaded: {', '.join(PYIQA)}, or pyiqa:NAME",
+        help=f"{', '.join((*METRICS, *SET_METRICS))} (default: all of these); {MORE[0]}; {MORE[1]} with --embedder; "
+        "with the package pyiqa, whose licence is non-commercial and whose weights are downloaded: "
+        f"{', '.join(PYIQA)}, or pyiqa:NAME",
     )
+    p.add_argument(
+        "--against",
+        type=Path,
+        help="folder of clean pictures of any names that FID and KID compare with (default: the "
+        "reference), such as FFHQ for real faces",
+    )
+    p.add_argument(
+        "--embedder", type=Path, help="adds identity: a face embedder, TorchScript or ONNX; for aligned faces"
+    )
+    p.add_argument("--embedder-size", type=int, default=112, help="side of its input, pixels (default: %(default)s)")
+    p.add_argument(
+        "--embedder-crop",
+        type=float,
+        default=0.78,
+        help="centre of the picture that it sees (default: %(default)s, ArcFace's part of a face aligned as in FFHQ)",
+    )
+    p.add_argument("--embedder-channels", choices=CHANNELS, default="rgb", help="(default: %(default)s)")
     p.add_argument("--compare", nargs=2, metavar=("A", "B"), help="names of two methods, or two report.json")
     p.add_argument("--dataset", choices=DATASETS, help="a standard set: its folders, protocol and size")
     p.add_argument("--data", type=Path, default=Path("datasets"), help="where the sets lie (default: %(default)s)")
@@ -90,6 +110,7 @@ def main(argv: list[str] | None = None) -> int:
         raise UserError("--preset restores the pictures of --input; give that folder, or --dataset")
 
     from diffbir.evaluation import datasets, report, run  # torch takes long to load
+    from diffbir.evaluation.faces import Embedder
     from diffbir.utils.device import pick_device
 
     status = 0
@@ -104,7 +125,14 @@ def main(argv: list[str] | None = None) -> int:
             setattr(flags, key, getattr(args, key))
         status = restore(flags)
         results[title] = restored
-    found = run.evaluate(results, args.reference, chosen, args.metrics, pick_device(args.device), args.batch)
+    embedder = None
+    if args.embedder:
+        embedder = Embedder(args.embedder, args.embedder_size, args.embedder_crop, args.embedder_channels)
+        args.metrics = list(dict.fromkeys([*args.metrics, "identity"]))
+    device = pick_device(args.device)
+    found = run.evaluate(
+        results, args.reference, chosen, args.metrics, device, args.batch, embedder=embedder, against=args.against
+    )
     found["protocol"] = {"name": name, **found["protocol"]}
     found["command"] = words
     if dataset:

@@ -10,11 +10,14 @@ from safetensors.torch import load_file
 from torch.testing import assert_close
 
 from benchmarks import ablation
+from diffbir.evaluation.report import from_json
 from diffbir.model.build import build_networks
 from diffbir.model.presets import load_preset
 from diffbir.model.restorer import Restorer
 from diffbir.model.training.run import build_module, train
 from diffbir.utils.config import instantiate, load_config, read_config
+from diffbir.utils.image import list_images, read_rgb, to_tensor
+from diffbir.utils.metrics import psnr
 
 ROOT = Path(__file__).parents[1]
 FOLDER = ROOT / "configs" / "ablation"
@@ -150,7 +153,7 @@ def test_a_sweep_is_one_row_for_each_value():
     options = Restorer.from_config(load_preset("mini", overrides=["sampling.solver=ddim"])).defaults
     rows = ablation.variants("guidance_sweep", config, options)
     assert [row.guidance_scale for row in rows.values()] == config.sweep.guidance_scale
-    assert next(iter(rows)) == "guidance scale = 0"
+    assert next(iter(rows)) == "guidance@0"
     assert ablation.variants("no_finetuning", read_config(FOLDER / "no_finetuning.yaml"), options) == {
         "no finetuning": options
     }
@@ -160,32 +163,43 @@ def test_one_command_trains_compares_and_goes_on(tmp_path, monkeypatch, capsys):
     """What is done isn't trained again; what was trained otherwise is not passed off as this."""
     monkeypatch.chdir(tmp_path)
     arguments = ["--input", str(ROOT / "inputs/demo"), "--photos", str(ROOT / "inputs/demo"), "--count", "2"]
-    arguments += ["--only", "prior", "latent_branch", "guidance_sweep", "--size", "32", "--pictures", "1"]
-    arguments += ["--sampling-steps", "2", "data.params.num_workers=0", "data.params.batch_size=2"]
-    assert ablation.main([*arguments[:-2], "--steps", "2", *arguments[-2:]]) == 0
-    written = (tmp_path / "outputs/ablation/ablation.md").read_text()
+    arguments += ["--only", "no_restoration", "latent_branch", "guidance_sweep", "--size", "32", "--pictures", "1"]
+    arguments += ["--sampling-steps", "2", "--pairs", "4", "--device", "cpu"]
+    small = ["data.params.num_workers=0", "data.params.batch_size=2", "data.params.train.params.crop_size=32"]
+    assert ablation.main([*arguments, "--steps", "2", *small]) == 0
+    written = (tmp_path / "outputs/ablation/report.md").read_text()
     assert written in capsys.readouterr().out
-    rows = [line.split("|")[1].strip() for line in written.splitlines() if line.startswith("| ")][1:]
-    assert rows == ["input", "stage 1", "latent branch", *(f"guidance scale = {s:g}" for s in (0, 1e3, 5e3, 2e4, 1e5))]
-    distances = [float(line.split("|")[5]) for line in written.splitlines() if line.startswith("| guidance")]
+    found = from_json(tmp_path / "outputs/ablation/report.json")
+    trained, scales = ["latent branch", "no restoration"], (0, 1e3, 5e3, 2e4, 1e5)
+    assert list(found["methods"]) == ["input", trained[0], "stage 1", trained[1], *(f"guidance@{s:g}" for s in scales)]
+    assert [(c["a"], c["b"]) for c in found["comparisons"][:2]] == [(t, trained[0]) for t in ("input", "stage 1")]
+    made = tmp_path / "outputs/ablation/results"
+    stage1 = pictures(made / "stage_1")
+    distances = [(pictures(made / f"guidance@{s:g}") - stage1).square().mean() for s in scales]
     assert distances == sorted(distances, reverse=True)
+    clean = pictures(made / "clean")
+    assert found["methods"]["stage 1"]["summary"]["psnr"]["mean"] == pytest.approx(psnr(stage1, clean).mean().item())
     assert (tmp_path / "outputs/ablation/000_ablation.png").exists()
     assert (tmp_path / "outputs/ablation/000_guidance_sweep.png").exists()
-    made = (tmp_path / "runs/ablation/mini/prior/checkpoints/0000002.ckpt").stat().st_mtime_ns
-    assert ablation.main([*arguments[:-2], "--steps", "2", *arguments[-2:]]) == 0
-    assert (tmp_path / "runs/ablation/mini/prior/checkpoints/0000002.ckpt").stat().st_mtime_ns == made
-    assert written in capsys.readouterr().out
-    assert ablation.main([*arguments[:-2], "--steps", "3", *arguments[-2:]]) == 1
+
+    checkpoint = tmp_path / "runs/ablation/mini/latent_branch/checkpoints/0000002.ckpt"
+    made = checkpoint.stat().st_mtime_ns
+    assert ablation.main([*arguments, "--steps", "2", *small]) == 0
+    assert checkpoint.stat().st_mtime_ns == made
+    again = from_json(tmp_path / "outputs/ablation/report.json")
+    assert all(again["methods"][t]["checksum"] == m["checksum"] for t, m in found["methods"].items())
+    assert ablation.main([*arguments, "--steps", "3", *small]) == 1
     assert "--fresh trains it anew" in capsys.readouterr().err
 
+    pairs = tmp_path / "runs/ablation/mini/pairs/photos"
+    seen = {name: load_config(f"runs/ablation/mini/{name.replace(' ', '_')}/config.yaml").photos for name in trained}
+    assert [seen[name].params.lq.rpartition("/")[2] for name in trained] == ["reg", "lq"]
+    lq, reg = (pictures(pairs / part) for part in ("lq", "reg"))
+    config = load_preset("mini")
+    own = build_networks(config, ("stage1",))["stage1"]
+    with torch.no_grad():
+        assert_close(reg, own(lq).clamp(0, 1), rtol=0, atol=0.51 / 255)
 
-def test_scores_are_zero_distance_for_the_clean_photo():
-    from diffbir.model.restorer import Result
-    from diffbir.utils.metrics import LPIPS
 
-    x = photo(2)
-    row = dict(zip(ablation.MEASURES, ablation.scores(Result(x, x, x), x, LPIPS()), strict=True))
-    assert row["SSIM"] == pytest.approx(1)
-    assert_close([row["LPIPS"], row["d(I_reg)"], row["colour"]], [0.0, 0.0, 0.0], rtol=0, atol=1e-5)
-    shifted = ablation.scores(Result(x + 0.1, x, x), x, LPIPS())
-    assert shifted[-1] == pytest.approx(25.5 * 3**0.5, rel=1e-3)
+def pictures(folder: Path) -> torch.Tensor:
+    return torch.stack([to_tensor(read_rgb(path)) for path in list_images(folder)])

@@ -3,7 +3,7 @@ import torch
 from torch import Tensor
 from torch.testing import assert_close
 
-from diffbir.utils.color import ALIGNMENTS, adain, low_frequencies, wavelet
+from diffbir.utils.color import ALIGNMENTS, adain, ciede2000, colour_error, lab, low_frequencies, wavelet
 from tests.golden.fill import image
 
 SHAPE = (1, 3, 48, 40)
@@ -92,3 +92,34 @@ def test_adain_gives_the_mean_and_deviation_of_the_style(content, style):
 def test_adain_of_a_flat_content_is_the_mean_colour_of_the_style(style):
     flat = torch.full(SHAPE, 0.5)
     assert_close(adain(flat, style), style.mean((2, 3), keepdim=True).expand(SHAPE), rtol=0, atol=1e-4)
+
+
+def test_differences_of_colours_are_those_of_the_standard():
+    """Pairs of the table of Sharma, Wu and Dalal: hues across 0, greys, and the corners of the formula."""
+    rows = torch.tensor(
+        [
+            [50.0, 2.6772, -79.7751, 50.0, 0.0, -82.7485, 2.0425],
+            [50.0, 0.0, 0.0, 50.0, -1.0, 2.0, 2.3669],
+            [50.0, 2.4900, -0.0010, 50.0, -2.4900, 0.0009, 7.1792],
+            [50.0, 2.4900, -0.0010, 50.0, -2.4900, 0.0011, 7.2195],
+            [50.0, 2.5, 0.0, 73.0, 25.0, -18.0, 27.1492],
+            [60.2574, -34.0099, 36.2677, 60.4626, -34.1751, 39.4387, 1.2644],
+            [6.7747, -0.2908, -2.4247, 5.8714, -0.0985, -2.2286, 0.6377],
+            [2.0776, 0.0795, -1.1350, 0.9033, -0.0636, -0.5514, 0.9082],
+        ],
+        dtype=torch.float64,
+    )
+    x, y, expected = rows[:, :3, None, None], rows[:, 3:6, None, None], rows[:, 6]
+    assert_close(ciede2000(x, y)[:, 0, 0], expected, rtol=0, atol=1e-4)
+    assert_close(ciede2000(y, x)[:, 0, 0], expected, rtol=0, atol=1e-4)
+
+
+def test_colour_error_agrees_with_scikit_image(content, style):
+    color = pytest.importorskip("skimage.color")
+    x, y = (torch.cat([image, torch.eye(3)[..., None].expand(1, 3, 3, 40), 0 * image], 2) for image in (content, style))
+    y = torch.cat([y, torch.full((1, 3, 8, 40), 0.5)], 2)
+    x = torch.cat([x, torch.rand(1, 3, 8, 40, generator=torch.Generator().manual_seed(0))], 2)
+    labs = [color.rgb2lab(image[0].permute(1, 2, 0).double().numpy()) for image in (x, y)]
+    assert_close(lab(x)[0].permute(1, 2, 0).double().numpy(), labs[0], rtol=0, atol=1e-3)
+    assert_close(colour_error(x, y)[0].item(), color.deltaE_ciede2000(*labs).mean(), rtol=1e-4, atol=0)
+    assert colour_error(x, x).item() == 0
