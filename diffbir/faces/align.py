@@ -1,7 +1,7 @@
 """Brings a face to the place and size that models of faces are trained on: 512 pixels square, aligned as FFHQ is.
 
-A map is a (2, 3) float64 matrix A | b: x -> A x + b, from pixels of one picture to pixels of another, both counted from the
-top left corner (the first pixel's centre is at 0.5, 0.5).
+A map is a (2, 3) float64 matrix A | b: x -> A x + b, from pixels of one picture to pixels of another, both counted from
+the top left corner (the first pixel's centre is at 0.5, 0.5).
 """
 
 import math
@@ -12,7 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 SIDE = 512
-# Both eyes, nose and corners of the mouth in an aligned face: the field's standard. It counts from the first pixel's centre.
+# Both eyes, nose and corners of the mouth in an aligned face: the field's standard, which counts from the first pixel's
+# centre.
 TEMPLATE = torch.tensor(
     [
         [192.98138, 239.94708],

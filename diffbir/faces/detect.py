@@ -28,8 +28,8 @@ class Face:
 
     Args:
         box: left, top, right, bottom; it may reach out of the photo.
-        points: (5, 2) float64, x and y of the eye on the left, the one on the right (as seen), the nose, and the corners
-            of the mouth, left and right.
+        points: (5, 2) float64, x and y of the eye on the left (as seen), the one on the right, the nose, and the
+            corners of the mouth, left and right.
         score: how sure the detector is, 0 to 1.
     """
 
@@ -56,9 +56,7 @@ class Detector:
         UserError: the file is missing or holds something else, or the threshold is out of range.
     """
 
-    def __init__(
-        self, weights: str | Path | None = None, device: str | torch.device = "cpu", threshold: float = 0.9
-    ):
+    def __init__(self, weights: str | Path | None = None, device: str | torch.device = "cpu", threshold: float = 0.9):
         if not 0 <= threshold <= 1:
             raise UserError(f"the threshold of faces must lie in 0 .. 1, not {threshold}")
         self.threshold, self.device = threshold, torch.device(device)

@@ -2,13 +2,12 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import accumulate, pairwise
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from diffbir.faces.align import SIDE, align, inverse, misfit, scaled, similarity
+from diffbir.faces.align import align, misfit, scaled, similarity
 from diffbir.faces.detect import Detector, Face
 from diffbir.faces.paste import paste
 from diffbir.model.options import Options
@@ -26,14 +25,21 @@ class RestoredFace:
 
     Args:
         face: where, in pixels of the photo before it is enlarged.
-        aligned: (3, SIDE, SIDE) in [0, 1], cut from that photo.
-        restored: the same, restored; None where the background was left as it is: the face has pixels enough in the
-            photo, or its landmarks don't form a face.
+        matrix: (2, 3), the map from the restored photo to the aligned face, see `diffbir.faces.align`.
+        aligned: (3, 512, 512) in [0, 1], cut from the photo.
+        restored: the same, restored; None where the background was left as it is: the result has more pixels there than
+            an aligned face, or the landmarks don't form a face.
     """
 
     face: Face
+    matrix: Tensor
     aligned: Tensor
-    restored: Tensor | None
+    restored: Tensor | None = None
+
+    @property
+    def fits(self) -> bool:
+        enlarged = self.matrix[:, :2].det().abs().rsqrt().item()
+        return enlarged <= LARGEST and misfit(self.face.points) <= ODDEST
 
 
 @dataclass(frozen=True)
@@ -110,24 +116,27 @@ class FaceRestorer:
         check_images(images)
         seeds = [options.seed] * len(images) if seeds is None else seeds
         result = self.background.restore(images, options, seeds, on_step)
-        found = [self.find(image) for image in images]
-        aligned = [[align(image, face.points) for face in faces] for image, faces in zip(images, found, strict=True)]
-
-        grown = [new / old for new, old in zip(result.image.shape[-2:], images.shape[-2:], strict=True)]
-        maps = [[scaled(similarity(face.points), grown[1], grown[0]) for face in faces] for faces in found]
-        wanted = [[fits(face, matrix) for face, matrix in zip(*pair, strict=True)] for pair in zip(found, maps, strict=True)]
-        crops = [x for xs, flags in zip(aligned, wanted, strict=True) for x, flag in zip(xs, flags, strict=True) if flag]
-        crop_seeds = [seed for seed, flags in zip(seeds, wanted, strict=True) for flag in flags if flag]
-        restored = iter(self.restore_aligned(crops, options, crop_seeds, on_step))
-        results = [
-            [RestoredFace(face, x, next(restored) if flag else None) for face, x, flag in zip(*one, strict=True)]
-            for one in zip(found, aligned, wanted, strict=True)
+        y, x = (new / old for new, old in zip(result.image.shape[-2:], images.shape[-2:], strict=True))
+        found = [
+            [RestoredFace(f, scaled(similarity(f.points), x, y), align(photo, f.points)) for f in self.find(photo)]
+            for photo in images
         ]
+        places = [(i, k) for i, faces in enumerate(found) for k, face in enumerate(faces) if face.fits]
+        for start in range(0, len(places), self.batch):
+            part = places[start : start + self.batch]
+            crops = torch.stack([found[i][k].aligned for i, k in part])
+            restored = self.faces.restore(crops, self.face_options(options), [seeds[i] for i, _ in part], on_step)
+            for (i, k), face in zip(part, restored.image, strict=True):
+                found[i][k] = replace(found[i][k], restored=face)
         pasted = [
-            paste(photo, [(one.restored, m) for one, m in zip(ones, ms, strict=True) if one.restored is not None])
-            for photo, ones, ms in zip(result.image, results, maps, strict=True)
+            paste(photo, [(face.restored, face.matrix) for face in faces if face.restored is not None])
+            for photo, faces in zip(result.image, found, strict=True)
         ]
-        return FacesResult(torch.stack(pasted), result.stage1, result.input, results)
+        return FacesResult(torch.stack(pasted), result.stage1, result.input, found)
+
+    def face_options(self, options: Options) -> Options:
+        """How faces are restored where the background is by `options`."""
+        return replace(options if self.own is None else self.own, upscale=1.0, seed=options.seed)
 
     def find(self, photo: Tensor) -> list[Face]:
         """The faces of a photo (3, H, W), or the one nearest to its centre."""
