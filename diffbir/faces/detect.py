@@ -20,6 +20,7 @@ WINDOW, STRIDE = 12, 2  # pixels, of the network that proposes
 STEP = 0.709  # from one level of the pyramid to the next: half the area
 PROPOSED, REFINED = 0.6, 0.7  # probabilities that the first two networks ask for
 CROPS = 512  # that are computed at once
+MIRRORED = [1, 0, 2, 4, 3]  # the landmarks that a mirror makes of each
 
 
 @dataclass(frozen=True)
@@ -101,7 +102,8 @@ class Detector:
 
     def refine(self, photo: Tensor, boxes: Tensor) -> Tensor:
         """Square boxes (N, 4) -> fewer and better ones."""
-        boxes, crops = cut(photo, boxes, 24)
+        inside, crops = cut(photo, boxes, 24)
+        boxes = boxes[inside]
         scores, shifts = in_parts(self.network.rnet, crops, (4,))
         sure = scores > REFINED
         boxes, scores, shifts = boxes[sure], scores[sure], shifts[sure]
@@ -110,15 +112,30 @@ class Detector:
 
     def judge(self, photo: Tensor, boxes: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Square boxes (N, 4) -> boxes (M, 4), landmarks (M, 5, 2) and scores (M,) of the faces among them."""
-        boxes, crops = cut(photo, boxes, 48)
-        scores, shifts, points = in_parts(self.network.onet, crops, (4,), (5, 2))
+        inside, crops = cut(photo, boxes, 48)
+        boxes = boxes[inside]
+        scores, shifts, _ = in_parts(self.network.onet, crops, (4,), (5, 2))
         sure = scores > self.threshold
-        boxes, scores, shifts, points = boxes[sure], scores[sure], shifts[sure], points[sure]
-        sides = boxes[:, 2:] - boxes[:, :2] + 1
-        points = points * sides[:, None] + boxes[:, None, :2] - 0.5  # boxes count pixels from 1
-        boxes = moved(boxes, shifts, 1)
+        boxes, scores = moved(boxes[sure], shifts[sure], 1), scores[sure]
         kept = apart(boxes, scores, 0.7)
-        return boxes[kept], points[kept], scores[kept]
+        boxes, scores = boxes[kept], scores[kept]
+        inside, points = self.landmarks(photo, boxes)
+        return boxes[inside], points, scores[inside]
+
+    def landmarks(self, photo: Tensor, boxes: Tensor) -> tuple[Tensor, Tensor]:
+        """Which boxes (N, 4) reach into the photo, (N,), and the landmarks (M, 5, 2) of those.
+
+        The networks of the paper leave it at those of the box before it is moved. Here they are looked for in the final
+        box, and are the mean with what a mirror shows: a mirrored photo then gives the same but for a few percent.
+        """
+        boxes = squares(boxes)
+        inside, crops = cut(photo, boxes, 48)
+        *_, points = in_parts(self.network.onet, crops, (4,), (5, 2))
+        *_, mirrored = in_parts(self.network.onet, crops.flip(-1), (4,), (5, 2))
+        mirrored = (mirrored * points.new_tensor([-1, 1]) + points.new_tensor([1, 0]))[:, MIRRORED]
+        boxes = boxes[inside]
+        sides = boxes[:, 2:] - boxes[:, :2] + 1
+        return inside, (points + mirrored) / 2 * sides[:, None] + boxes[:, None, :2] - 0.5  # boxes count pixels from 1
 
 
 def resized(photo: Tensor, size: list[int]) -> Tensor:
@@ -127,14 +144,14 @@ def resized(photo: Tensor, size: list[int]) -> Tensor:
 
 
 def cut(photo: Tensor, boxes: Tensor, side: int) -> tuple[Tensor, Tensor]:
-    """What of each box lies in the photo, (N, 3, side, side), and the boxes that do."""
+    """Which boxes (N, 4) reach into the photo, (N,), and what they show there, (M, 3, side, side)."""
     height, width = photo.shape[-2:]
     left, top = boxes[:, 0].trunc().clamp(min=1), boxes[:, 1].trunc().clamp(min=1)
     right, bottom = boxes[:, 2].trunc().clamp(max=width), boxes[:, 3].trunc().clamp(max=height)
     inside = (right >= left) & (bottom >= top)
     corners = torch.stack([left, top, right, bottom], 1)[inside].long().tolist()
     crops = [resized(photo[:, t - 1 : b, x - 1 : r], [side, side]) for x, t, r, b in corners]
-    return boxes[inside], torch.stack(crops) if crops else photo.new_zeros(0, 3, side, side)
+    return inside, torch.stack(crops) if crops else photo.new_zeros(0, 3, side, side)
 
 
 def in_parts(network: torch.nn.Module, crops: Tensor, *shapes: tuple[int, ...]) -> tuple[Tensor, ...]:

@@ -8,8 +8,8 @@ from torch import Tensor
 
 from diffbir.faces.align import SIDE, inverse, region, shifted, warp
 
-# The mask in an aligned face: an ellipse around forehead, cheeks and chin, full inside, that falls to zero from INNER of
-# its radii on.
+# The mask in an aligned face: an ellipse around forehead, cheeks and chin, full inside, that falls to zero from
+# INNER of its radii on.
 CENTRE, RADII, INNER = (256.0, 296.0), (196.0, 204.0), 0.62
 COARSE = 64  # pixels of the side at which colours are compared
 REACH = 0.14  # of the side: how far what is seen at the border tells about colours inside
@@ -45,8 +45,8 @@ def match_border(face: Tensor, around: Tensor, mask: Tensor) -> Tensor:
 def paste(photo: Tensor, faces: Iterable[tuple[Tensor, Tensor]]) -> Tensor:
     """A photo with faces in their places.
 
-    Where faces overlap, each pixel is the mean of them, weighted by the squares of their masks: the nearer face prevails,
-    and the order of the faces doesn't matter.
+    Where faces overlap, each pixel is the mean of them, weighted by the squares of their masks: the nearer face
+    prevails, and the order of the faces doesn't matter.
 
     Args:
         photo: (3, H, W) in [0, 1].
