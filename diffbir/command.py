@@ -75,6 +75,7 @@ def parser(name: str | None = None) -> argparse.ArgumentParser:
     runs.add_argument("--dry-run", action="store_true", help="list what would be done, with sizes and an estimate")
     runs.add_argument("--overwrite", action="store_true", help="redo finished images, and replace what no run wrote")
 
+    add_faces(p.add_argument_group("faces in whole photos"))
     add_model(p.add_argument_group("model"))
     machine = p.add_argument_group("machine")
     add_machine(machine)
@@ -123,6 +124,33 @@ def parser(name: str | None = None) -> argparse.ArgumentParser:
     other.add_argument("-h", "--help", action="help", help="show this page")
     other.add_argument("overrides", nargs="*", metavar="key=value", help="changes to the preset's YAML")
     return p
+
+
+def add_faces(group: argparse._ArgumentGroup) -> None:
+    """Which faces are restored for themselves, and by what."""
+    group.add_argument(
+        "--faces",
+        action="store_true",
+        help="find the faces of a photo, restore each aligned to 512 pixels, and paste it back",
+    )
+    group.add_argument(
+        "--face-preset",
+        metavar="PRESET",
+        help="what restores the faces (default: v1_face beside v1_general; else the preset in use, with its task face "
+        "if it has one)",
+    )
+    group.add_argument(
+        "--face-threshold",
+        type=fraction,
+        default=0.9,
+        metavar="X",
+        help="how sure the detector must be, 0 to 1; less finds more, also what is no face (default: %(default)s)",
+    )
+    group.add_argument("--only-center-face", action="store_true", help="restore the face nearest to the centre alone")
+    group.add_argument(
+        "--save-faces", action="store_true", help="also write OUTPUT/faces/: each face, aligned, before and after"
+    )
+    group.add_argument("--face-detector", metavar="FILE", help="other weights of the detector (MTCNN)")
 
 
 def add_model(group: argparse._ArgumentGroup) -> None:
@@ -190,6 +218,13 @@ def between(low: int, high: int) -> Callable[[str], int]:
     return whole_number
 
 
+def fraction(text: str) -> float:
+    value = float(text)
+    if not 0 <= value <= 1:
+        raise argparse.ArgumentTypeError(f"{value} is not between 0 and 1")
+    return value
+
+
 def size(text: str) -> tuple[int, int]:
     width, _, height = text.lower().partition("x")
     if not (width.isdecimal() and height.isdecimal() and int(width) and int(height)):
@@ -209,6 +244,9 @@ def parse(argv: list[str] | None = None, name: str | None = None) -> argparse.Na
     for flag, texts in (("--input", args.input), ("--output", [args.output])):
         if "" in texts:
             p.error(f"argument {flag}: it is empty; is a variable of the shell not set?")
+    for flag in ("face_preset", "only_center_face", "save_faces", "face_detector"):
+        if getattr(args, flag) and not args.faces:
+            p.error(f"argument --{flag.replace('_', '-')}: it needs --faces")
     for text in args.overrides:
         if "=" not in text:
             p.error(f"unrecognized arguments: {text}")

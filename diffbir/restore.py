@@ -22,7 +22,7 @@ from diffbir.folder.processes import (
     team,
 )
 from diffbir.folder.prompts import Prompts, read_prompts
-from diffbir.folder.restorers import AUTO, Restorers
+from diffbir.folder.restorers import AUTO, Faces, Restorers
 from diffbir.folder.sizes import Target
 from diffbir.folder.work import Share, work
 from diffbir.folder.writing import check_format, check_output
@@ -99,11 +99,14 @@ def prepare(args: argparse.Namespace, output: Path, crew: Team, until_done: Exit
     check_format(args.format)
     first = device_of(args.device, local_rank()) if max(crew.size, args.devices) > 1 else args.device
     device = pick_device(first)
+    flags = {f.name: getattr(args, f.name) for f in fields(Options) if getattr(args, f.name) is not None}
+    faces = None
+    if args.faces:
+        faces = Faces(args.face_preset, flags, args.face_threshold, args.only_center_face, args.face_detector)
     restorers = Restorers(
         args.preset, args.task, args.stage1, args.stage, pick_precision(args.precision, device), args.offload,
-        tuple(args.overrides), tuple(args.lora), first,
+        tuple(args.overrides), tuple(args.lora), first, faces,
     )  # fmt: skip
-    flags = {f.name: getattr(args, f.name) for f in fields(Options) if getattr(args, f.name) is not None}
     options = options_of(restorers.config(), flags)
     settings = Settings(
         restorers.facts(), asdict(options), Target(args.long_side, args.size), args.format, args.quality, args.suffix,
@@ -124,9 +127,10 @@ def prepare(args: argparse.Namespace, output: Path, crew: Team, until_done: Exit
         restorers.build()
     stages = begin.free_name("stages", plan) if args.save_stages else None
     compare = begin.free_name("compare", plan) if args.compare else None
-    begin.begin(plan, output, until_done, stages, compare)
+    saved = begin.free_name("faces", plan) if args.save_faces else None
+    begin.begin(plan, output, until_done, stages, compare, saved)
     for batches in split(plan, processes):
-        job.shares.append(Share(output, plan.items, batches, settings, args.task == AUTO, stages, compare))
+        job.shares.append(Share(output, plan.items, batches, settings, args.task == AUTO, stages, compare, saved))
     report.tell_finished(plan)
     return job
 

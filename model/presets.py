@@ -62,6 +62,15 @@ def load_preset(
     return use_trained_weights(config, given=[o.partition("=")[0] for o in overrides])
 
 
+def tasks_of(preset: str | Path) -> list[str]:
+    """The tasks that a preset knows; most know none.
+
+    Raises:
+        UserError: an unknown preset, or one that cannot be read.
+    """
+    return list(read_config(_find(preset, PRESETS, "preset")).get("tasks") or {})
+
+
 def use_trained_weights(config: DictConfig, given: Container[str] = ()) -> DictConfig:
     """In the configuration of a training, puts the weights that it exported in place of those that it started from.
 

@@ -106,6 +106,7 @@ def finish(plan: Plan, output: Path, previews: str | None, errors: Sequence[str]
         print(printable(f"compare them in {page}"))
     print(printable(f"{len(done)} of {count(len(own), 'image')} restored{earlier}, in {output}"))
     tell_tasks(done, plan.items)
+    tell_faces(done)
     if stopped:
         say("stopped; the same command goes on")
     return 0 if len(done) == len(own) and not errors else 1
@@ -115,6 +116,21 @@ def tell_tasks(done: Sequence[Line], items: Sequence[Item]) -> None:
     tasks = Counter(line["task"] for line in done if line.get("task"))
     if tasks:
         say("tasks that were chosen: " + ", ".join(f"{task} {number}" for task, number in sorted(tasks.items())))
+
+
+def tell_faces(done: Sequence[Line]) -> None:
+    """How many faces were found, and in which images none."""
+    looked = [line for line in done if "faces" in line]
+    if not looked:
+        return
+    faces = [face for line in looked for face in line["faces"]]
+    without = [line["output"] for line in looked if not line["faces"]]
+    kept = sum(not face["restored"] for face in faces)
+    text = f"{count(len(faces), 'face')} in {count(len(looked) - len(without), 'image')}"
+    text += f", {kept} left to the background's model" if kept else ""
+    if without:
+        text += f"; no face found in {count(len(without), 'image')} ({without[0]}{', ...' if len(without) > 1 else ''})"
+    say(text)
 
 
 def count(number: int, noun: str) -> str:

@@ -14,6 +14,7 @@ import numpy as np
 from torch import Tensor, cat
 from tqdm import tqdm
 
+from diffbir.faces.restorer import FaceRestorer, FacesResult, RestoredFace
 from diffbir.folder import manifest, previews
 from diffbir.folder.inputs import HEIC, pi_heif
 from diffbir.folder.manifest import DONE, FAILED, Journal, Line
@@ -24,7 +25,7 @@ from diffbir.folder.writing import WriteError, to_pil, write
 from diffbir.model.options import Options
 from diffbir.model.restorer import Restorer, Result
 from diffbir.utils.cli import UserError
-from diffbir.utils.image import side_by_side
+from diffbir.utils.image import side_by_side, to_uint8
 from diffbir.utils.memory import is_out_of_memory
 from diffbir.utils.pictures import Back, open_picture
 from diffbir.utils.versions import versions
@@ -69,7 +70,7 @@ class Share:
         items: all images of the run.
         batches: indices of those that are computed together.
         auto: whether each image gets the task that suits it.
-        stages, compare: folders below `output` for labelled pictures and for previews; None for none.
+        stages, compare, faces: folders below `output` for labelled pictures, for previews and for faces; None for none.
     """
 
     output: Path
@@ -79,6 +80,7 @@ class Share:
     auto: bool = False
     stages: str | None = None
     compare: str | None = None
+    faces: str | None = None
 
 
 def work(
@@ -161,7 +163,7 @@ def read(share: Share, item: Item) -> Opened | str:
 
 
 def restore(
-    settings: Settings, item: Item, restorer: Restorer, opened: Sequence[Opened], quiet: bool
+    settings: Settings, item: Item, restorer: Restorer | FaceRestorer, opened: Sequence[Opened], quiet: bool
 ) -> list[Result | str]:
     """Results of images of one size and one prompt, or why there is none; one by one if memory asks for it."""
     try:
@@ -169,9 +171,9 @@ def restore(
         steps = 0 if options.stage == "1" else options.steps
         with tqdm(total=steps, unit="step", leave=False, disable=quiet) as bar:
             images = cat([one.images for one in opened])
-            result = restorer.restore(images, options, on_step=lambda i, z_0: bar.update())
-        fields = (result.image, result.stage1, result.input)
-        return [Result(*(x[i : i + 1] for x in fields)) for i in range(len(opened))]
+            result = restorer.restore(images, options, on_step=lambda i, z_0: bar.update(i + 1 - bar.n))
+        values = [getattr(result, f.name) for f in fields(result)]
+        return [type(result)(*(x[i : i + 1] for x in values)) for i in range(len(opened))]
     except UserError as error:
         return [str(error)] * len(opened)
     except (RuntimeError, MemoryError) as error:
@@ -247,6 +249,9 @@ class Writer:
                 write(path, side_by_side(named))
             if share.compare:
                 previews.write_previews(share.output / share.compare / item.output, pictures)
+            faces = result.faces[0] if isinstance(result, FacesResult) else None
+            if share.faces and faces:
+                write_faces(share.output / share.faces / item.output, faces)
             info = getattr(picture, "info", {})
             if settings.exif == "drop":
                 info.pop("exif", None)
@@ -261,9 +266,28 @@ class Writer:
         line |= {"seed": settings.options["seed"], "settings": settings.line(item.prompt)}
         line |= {"task": opened.task} if opened.task else {}
         line |= {"caption": opened.caption} if opened.caption is not None else {}
+        line |= {} if faces is None else {"faces": [face_line(face) for face in faces]}
         line |= {"distance": round(distance, 3), "seconds": round(seconds, 3), "device": device}
         line |= {"finished": datetime.now(timezone.utc).isoformat(timespec="seconds"), "versions": self.versions}
         self.journal.write(line)
+
+
+def write_faces(base: Path, faces: Sequence[RestoredFace]) -> None:
+    """Writes photo.1.png, photo.1.input.png and so on, from left to right; only the latter where nothing was restored.
+
+    Raises:
+        WriteError, UserError: see `write`.
+    """
+    for i, face in enumerate(faces, 1):
+        for ending, picture in ((".input.png", face.aligned), (".png", face.restored)):
+            if picture is not None:
+                write(base.with_name(f"{base.stem}.{i}{ending}"), to_uint8(picture))
+
+
+def face_line(face: RestoredFace) -> Line:
+    """As the manifest has it; the box is in pixels of the upright input."""
+    box = [round(x, 1) for x in face.face.box]
+    return {"box": box, "score": round(face.face.score, 4), "restored": face.restored is not None}
 
 
 def ahead(tasks: Sequence[T], function: Callable[[T], U]) -> Iterator[tuple[T, U]]:
