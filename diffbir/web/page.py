@@ -1,0 +1,261 @@
+"""The page: what stands where, and what happens on a click."""
+
+import html
+import logging
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+
+from diffbir.model.sampling.solvers import SOLVERS
+from diffbir.utils.cli import UserError
+from diffbir.web.uploads import uploaded
+from diffbir.web.wish import OWN, Wish, realism
+from diffbir.web.workshop import INPUT, NOW, RESULT, STAGE1, News, Workshop
+
+log = logging.getLogger(__name__)
+
+TITLE = "DiffBIR"
+SENTENCE = (
+    "Restores photos that are noisy, blurred, compressed or small, all at once: a first network removes the damage, a "
+    "diffusion model puts the detail back."
+)
+READY = "Drop a photo, or choose one of the examples."
+JOB = "restore"  # whose number at the same time is limited
+
+
+class Upload(gr.File):
+    """A file of the visitor's; one that a script names by an address is not fetched."""
+
+    async def async_move_resource_to_block_cache(self, url_or_file_path: str | Path | None) -> str | None:
+        if "://" in str(url_or_file_path):
+            raise gr.Error("only uploaded pictures are opened, no addresses", print_exception=False)
+        return await super().async_move_resource_to_block_cache(url_or_file_path)
+
+    def get_block_name(self) -> str:  # what the browser draws
+        return "file"
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Of a visit.
+
+    Args:
+        pictures: at once.
+        queue: visitors that may wait.
+        concurrency: pictures that are restored at the same time.
+    """
+
+    pictures: int = 20
+    queue: int = 16
+    concurrency: int = 1
+
+
+def build_page(shop: Workshop, limits: Limits, examples: Sequence[Path] = ()) -> gr.Blocks:
+    """Args:
+    examples: photos to try; Gradio must be allowed to serve them.
+    """
+    first, *_ = offers = list(shop.models.offers.values())
+    with gr.Blocks(title=TITLE, analytics_enabled=False) as page:
+        gr.HTML(f"<h1>{TITLE}</h1><p>{SENTENCE}</p>", elem_id="head", padding=False)
+        shown = gr.State([])  # (name, title, input, picture) of everything in the gallery
+        with gr.Row(equal_height=False):
+            with gr.Column(scale=4, min_width=320):
+                files = Upload(label="Photos", file_count="multiple", height=150, elem_id="files")
+                with gr.Row():
+                    go = gr.Button("Restore", variant="primary", size="lg", elem_id="go")
+                    stop = gr.Button("Stop", variant="stop", size="lg", visible=False, elem_id="stop")
+                guidance = gr.Slider(
+                    0, 100, realism(shop.models.defaults(first).guidance_scale), step=1, buttons=["reset"],
+                    label="Faithful … realistic", elem_id="guidance",
+                    info="left keeps to what the photo shows, right adds detail that may not have been there",
+                )  # fmt: skip
+                upscale = gr.Slider(
+                    1, 8, 1, step=0.5, label="Enlarge", info="size of the result over that of the photo",
+                    buttons=["reset"], elem_id="upscale",
+                )  # fmt: skip
+                with gr.Row():
+                    preset = gr.Dropdown([offer.name for offer in offers], value=first.name, label="Model",
+                                         min_width=140, elem_id="preset")  # fmt: skip
+                    tasks = list(dict.fromkeys(task for offer in offers for task in offer.tasks))
+                    task = gr.Dropdown([OWN, *tasks], value=OWN, label="Task", min_width=140, elem_id="task",
+                                       interactive=bool(first.tasks))  # fmt: skip
+                faces = gr.Checkbox(
+                    False, label="Restore faces apart", elem_id="faces", visible=shop.with_faces is not None
+                )
+                with gr.Accordion("More", open=False):
+                    seed = gr.Number(0, label="Seed", precision=0, minimum=0, maximum=2**53 - 1, elem_id="seed",
+                                     info="another number, another picture of the same likelihood")  # fmt: skip
+                    solver = gr.Dropdown([OWN, *SOLVERS], value=OWN, label="Solver", elem_id="solver")
+                    steps = gr.Slider(0, 100, 0, step=1, label="Steps", info="more are slower; 0 is the preset's own",
+                                      buttons=["reset"], elem_id="steps")  # fmt: skip
+            with gr.Column(scale=7, min_width=320):
+                slider = gr.ImageSlider(
+                    label="Before and after", type="filepath", interactive=False, max_height=560, buttons=["fullscreen"],
+                    elem_id="slider",
+                )  # fmt: skip
+                status = gr.HTML(line(READY), elem_id="status", padding=False)
+                results = gr.File(
+                    label="Download, in full quality", file_count="multiple", interactive=False, visible=False,
+                    elem_id="results",
+                )  # fmt: skip
+                stages = gr.Gallery(
+                    label="Stages; a click compares one with the input", columns=3, height="auto", allow_preview=False,
+                    object_fit="contain", visible=False, elem_id="stages", buttons=[],
+                )  # fmt: skip
+                command = gr.Textbox(
+                    label="The same on the command line", lines=2, interactive=False, visible=False, buttons=["copy"],
+                    elem_id="command",
+                )  # fmt: skip
+        samples = gr.Gallery(
+            [(str(path), path.stem.replace("-", " ")) for path in examples], label="Or try one of these", columns=6,
+            height="auto", object_fit="cover", allow_preview=False, interactive=False, visible=bool(examples),
+            elem_id="examples", buttons=[],
+        )  # fmt: skip
+
+        wishes = (preset, task, guidance, upscale, seed, solver, steps, faces)
+
+        def wish(name, task, guidance, upscale, seed, solver, steps, faces) -> Wish:
+            offer = shop.models.offer(name)
+            return Wish(offer, task, guidance, upscale, int(seed or 0), solver, int(steps), bool(faces))
+
+        def look(paths: list[str] | None) -> tuple[Any, ...]:
+            """Shows the first upload; all are read, so that one that can't be is refused at once."""
+            with told():
+                pictures = [shop.look(path) for path in checked(paths)]
+                text = f"{len(pictures)} photos are here." if len(pictures) > 1 else f"{Path(paths[0]).name} is here."
+                return (str(pictures[0]), str(pictures[0])), line(text), *empty()
+
+        def work(paths: list[str] | None, *wishes: Any) -> Iterator[dict]:
+            """Restores the uploads one after the other; every news changes the page."""
+            with told():
+                paths, asked = checked(paths), wish(*wishes)
+                ready: list[str] = []
+                show: list[tuple[str, str, str, str]] = []
+                for i, path in enumerate(paths):
+                    for news in shop.restore(path, asked):
+                        share = (i + news.share) / len(paths)
+                        count = f" ({i + 1} of {len(paths)})" if len(paths) > 1 else ""
+                        change: dict = {status: line(news.text + count, share)}
+                        if pair := to_compare(news):
+                            change[slider] = pair
+                        if news.result:
+                            ready.append(str(news.result))
+                            source = str(news.pictures[INPUT])
+                            show += [(path.name, t, source, str(news.pictures[t])) for t in (INPUT, STAGE1, RESULT)]
+                            many = len(paths) > 1
+                            captions = [(file, f"{t}, {name}" if many else t) for name, t, _, file in show]
+                            change |= {
+                                shown: list(show),
+                                results: gr.update(value=list(ready), visible=True),
+                                stages: gr.update(value=captions, visible=True),
+                                command: gr.update(value="\n".join(asked.command(p.name) for p in paths), visible=True),
+                            }
+                        yield change
+
+        def by_script(picture, preset, task, realism, upscale, seed, solver, steps, faces) -> str:
+            """Restores a picture: as the page does, and as the command line does with the same settings."""
+            with told():
+                (path,) = checked([picture] if picture else None)
+                for news in shop.restore(path, wish(preset, task, realism, upscale, seed, solver, steps, faces)):
+                    result = news.result
+                return str(result)
+
+        def checked(paths: list[str] | None) -> list[Path]:
+            """Raises:
+            UserError: none, too many, or none of the visitor's.
+            """
+            if not paths:
+                raise UserError("there is no photo yet; drop one, or choose an example")
+            if len(paths) > limits.pictures:
+                raise UserError(f"{len(paths)} photos are too many at once; drop at most {limits.pictures}")
+            return [uploaded(path, shop.folder) for path in paths]
+
+        def empty() -> tuple[Any, ...]:
+            """Of `results`, `stages`, `command`, `shown`."""
+            return (
+                gr.update(value=None, visible=False),
+                gr.update(value=None, visible=False),
+                gr.update(visible=False),
+                [],
+            )
+
+        def adapt(name: str, solver: str) -> tuple[Any, ...]:
+            """Task and guidance as the preset, and the solver, have them."""
+            with told():
+                offer = shop.models.offer(name)
+                defaults = shop.models.defaults(offer, **({} if solver == OWN else {"solver": solver}))
+                choices = gr.update(choices=[OWN, *offer.tasks], value=OWN, interactive=bool(offer.tasks))
+                return choices, realism(defaults.guidance_scale)
+
+        def take(event: gr.SelectData) -> list[str]:
+            return [str(examples[event.index])]
+
+        def compare(show: list, event: gr.SelectData) -> tuple[str, str]:
+            _, _, source, picture = show[event.index]
+            return source, picture
+
+        quiet = {"api_visibility": "private", "show_progress": "hidden"}
+        after = [results, stages, command, shown]
+        files.upload(look, files, [slider, status, *after], **quiet)
+        files.clear(lambda: (None, line(READY), *empty()), None, [slider, status, *after], queue=False, **quiet)
+        samples.select(take, None, files, **quiet).then(look, files, [slider, status, *after], **quiet)
+        stages.select(compare, shown, slider, **quiet)
+        for control in (preset, solver):
+            control.input(adapt, [preset, solver], [task, guidance], **quiet)
+
+        def buttons(running: bool) -> tuple[Any, ...]:
+            return gr.update(visible=not running), gr.update(visible=running)
+
+        limit = {"concurrency_limit": limits.concurrency, "concurrency_id": JOB}
+        started = go.click(
+            lambda: (*buttons(True), line("Waiting …", 0.0)), None, [go, stop, status], queue=False, **quiet
+        )
+        run = started.then(
+            work, [files, *wishes], [slider, status, *after], api_visibility="private", show_progress="minimal",
+            show_progress_on=status, scroll_to_output=True, **limit,
+        )  # fmt: skip
+        run.then(lambda: buttons(False), None, [go, stop], queue=False, **quiet)
+        run.failure(lambda: line(READY), None, status, queue=False, **quiet)
+        stop.click(
+            lambda: (*buttons(False), line("Stopped.")), None, [go, stop, status], cancels=[run], queue=False, **quiet
+        )
+
+        with gr.Row(visible=False):  # what scripts use
+            picture, restored, script = Upload(label="picture"), gr.File(label="restored"), gr.Button()
+            script.click(by_script, [picture, *wishes], restored, api_name=JOB, **limit)
+    return page.queue(max_size=limits.queue, default_concurrency_limit=4)
+
+
+def to_compare(news: News) -> tuple[str, str] | None:
+    """What is on both sides of the slider."""
+    right = news.pictures.get(RESULT) or news.pictures.get(NOW) or news.pictures.get(INPUT)
+    return (str(news.pictures[INPUT]), str(right)) if right else None
+
+
+def line(text: str, share: float | None = None) -> str:
+    """The sentence below the picture, with a bar while something goes on."""
+    bar = "" if share is None else f'<progress max="1" value="{share:.3f}"></progress>'
+    return f'<div role="status">{html.escape(text)}{bar}</div>'
+
+
+@contextmanager
+def told() -> Iterator[None]:
+    """What goes wrong is told on the page in a sentence."""
+    try:
+        yield
+    except UserError as error:
+        raise sentence(str(error)) from None
+    except gr.Error:
+        raise
+    except Exception as error:
+        log.exception("the page failed")
+        raise sentence("something went wrong here; the log of the server tells what") from error
+
+
+def sentence(text: str) -> gr.Error:
+    text = html.escape(text[:1].upper() + text[1:], quote=False)
+    return gr.Error(text, duration=None, title="That did not work", print_exception=False)

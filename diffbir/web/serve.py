@@ -1,0 +1,81 @@
+"""What `diffbir web` does once its flags are right."""
+
+import argparse
+import signal
+import threading
+from pathlib import Path
+
+from diffbir.folder.inputs import SUFFIXES
+from diffbir.folder.processes import Terminated, stoppable
+from diffbir.utils.cli import UserError
+from diffbir.utils.config import ROOT
+from diffbir.web.uploads import private_folder
+
+EXAMPLES = ROOT / "inputs" / "demo"
+MISSING = "the page needs another package; pip install 'diffbir[web]'"
+
+
+def serve(args: argparse.Namespace, password: str | None) -> int:
+    """Shows the page until Ctrl-C or SIGTERM.
+
+    Raises:
+        UserError: a preset can't be used, a package is missing, or the port is taken.
+    """
+    try:
+        with stoppable(), private_folder(60 * args.keep) as folder:
+            return show(args, password, folder)
+    except Terminated:
+        return 128 + signal.SIGTERM
+
+
+def show(args: argparse.Namespace, password: str | None, folder: Path) -> int:
+    try:
+        import gradio as gr
+    except ImportError as error:
+        raise UserError(MISSING) from error
+    from diffbir.web.models import Models
+    from diffbir.web.page import Limits, build_page
+    from diffbir.web.style import CSS, theme
+    from diffbir.web.workshop import Workshop
+
+    models = Models(args.preset, args.device, args.precision, args.offload)
+    shop = Workshop(models, folder, args.max_megapixels, args.concurrency)
+    examples = find_examples(args.examples)
+    gr.set_static_paths([path for path in examples])
+    page = build_page(shop, Limits(args.max_pictures, args.queue, args.concurrency), examples)
+    try:
+        _, address, public = page.launch(
+            server_name=args.host,
+            server_port=args.port,
+            share=args.share,
+            auth=(args.user, password) if password else None,
+            inbrowser=args.open,
+            max_file_size=f"{args.max_mb}mb",
+            theme=theme(),
+            css=CSS,
+            footer_links=["api"],
+            ssr_mode=False,
+            quiet=True,
+            prevent_thread_lock=True,
+        )
+    except OSError as error:
+        raise UserError(f"the page cannot be served ({error}); give another --port or --host") from error
+    try:
+        print(f"The page is at {public or address} (Ctrl-C ends it)", flush=True)
+        threading.Event().wait()
+    finally:
+        page.close(verbose=False)
+        shop.close()
+    return 0
+
+
+def find_examples(folder: Path | None) -> list[Path]:
+    """Raises:
+    UserError: the folder doesn't exist.
+    """
+    if folder is None:
+        folder = EXAMPLES
+    elif not folder.is_dir():
+        raise UserError(f"--examples {folder} is no folder; give one with photos")
+    found = folder.iterdir() if folder.is_dir() else ()
+    return sorted(path.resolve() for path in found if path.suffix.lower() in SUFFIXES)
