@@ -2,6 +2,7 @@
 
 import html
 import logging
+import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -12,7 +13,8 @@ import gradio as gr
 
 from diffbir.model.sampling.solvers import SOLVERS
 from diffbir.utils.cli import UserError
-from diffbir.web.uploads import uploaded
+from diffbir.web.examples import Example
+from diffbir.web.uploads import new_place, uploaded
 from diffbir.web.wish import OWN, Wish, realism
 from diffbir.web.workshop import INPUT, NOW, RESULT, STAGE1, News, Workshop
 
@@ -25,18 +27,6 @@ SENTENCE = (
 )
 READY = "Drop a photo, or choose one of the examples."
 JOB = "restore"  # whose number at the same time is limited
-
-
-class Upload(gr.File):
-    """A file of the visitor's; one that a script names by an address is not fetched."""
-
-    async def async_move_resource_to_block_cache(self, url_or_file_path: str | Path | None) -> str | None:
-        if "://" in str(url_or_file_path):
-            raise gr.Error("only uploaded pictures are opened, no addresses", print_exception=False)
-        return await super().async_move_resource_to_block_cache(url_or_file_path)
-
-    def get_block_name(self) -> str:  # what the browser draws
-        return "file"
 
 
 @dataclass(frozen=True)
@@ -54,9 +44,9 @@ class Limits:
     concurrency: int = 1
 
 
-def build_page(shop: Workshop, limits: Limits, examples: Sequence[Path] = ()) -> gr.Blocks:
+def build_page(shop: Workshop, limits: Limits, examples: Sequence[Example] = ()) -> gr.Blocks:
     """Args:
-    examples: photos to try; Gradio must be allowed to serve them.
+    examples: photos to try; Gradio must be allowed to serve their thumbnails.
     """
     first, *_ = offers = list(shop.models.offers.values())
     with gr.Blocks(title=TITLE, analytics_enabled=False) as page:
@@ -64,7 +54,14 @@ def build_page(shop: Workshop, limits: Limits, examples: Sequence[Path] = ()) ->
         shown = gr.State([])  # (name, title, input, picture) of everything in the gallery
         with gr.Row(equal_height=False):
             with gr.Column(scale=4, min_width=320):
-                files = Upload(label="Photos", file_count="multiple", height=150, elem_id="files")
+                files = gr.File(label="Photos", file_count="multiple", height=150, elem_id="files")
+                if examples:
+                    gr.HTML("or try one of these", elem_classes="heading", padding=False)
+                samples = gr.Gallery(
+                    [(str(example.thumbnail), example.path.stem.replace("-", " ")) for example in examples],
+                    show_label=False, columns=6, height="auto", object_fit="cover", allow_preview=False,
+                    interactive=False, container=False, visible=bool(examples), elem_id="examples", buttons=[],
+                )  # fmt: skip
                 with gr.Row():
                     go = gr.Button("Restore", variant="primary", size="lg", elem_id="go")
                     stop = gr.Button("Stop", variant="stop", size="lg", visible=False, elem_id="stop")
@@ -94,7 +91,7 @@ def build_page(shop: Workshop, limits: Limits, examples: Sequence[Path] = ()) ->
                                       buttons=["reset"], elem_id="steps")  # fmt: skip
             with gr.Column(scale=7, min_width=320):
                 slider = gr.ImageSlider(
-                    label="Before and after", type="filepath", interactive=False, max_height=560, buttons=["fullscreen"],
+                    show_label=False, type="filepath", interactive=False, max_height=560, buttons=["fullscreen"],
                     elem_id="slider",
                 )  # fmt: skip
                 status = gr.HTML(line(READY), elem_id="status", padding=False)
@@ -102,23 +99,19 @@ def build_page(shop: Workshop, limits: Limits, examples: Sequence[Path] = ()) ->
                     label="Download, in full quality", file_count="multiple", interactive=False, visible=False,
                     elem_id="results",
                 )  # fmt: skip
+                hint = gr.HTML("Click a stage to compare it with the input", elem_classes="heading", padding=False,
+                               visible=False)  # fmt: skip
                 stages = gr.Gallery(
-                    label="Stages; a click compares one with the input", columns=3, height="auto", allow_preview=False,
+                    show_label=False, columns=3, container=False, height="auto", allow_preview=False,
                     object_fit="contain", visible=False, elem_id="stages", buttons=[],
                 )  # fmt: skip
                 command = gr.Textbox(
                     label="The same on the command line", lines=2, interactive=False, visible=False, buttons=["copy"],
                     elem_id="command",
                 )  # fmt: skip
-        samples = gr.Gallery(
-            [(str(path), path.stem.replace("-", " ")) for path in examples], label="Or try one of these", columns=6,
-            height="auto", object_fit="cover", allow_preview=False, interactive=False, visible=bool(examples),
-            elem_id="examples", buttons=[],
-        )  # fmt: skip
+        wishes = [preset, task, guidance, upscale, seed, solver, steps, *([faces] if shop.with_faces else [])]
 
-        wishes = (preset, task, guidance, upscale, seed, solver, steps, faces)
-
-        def wish(name, task, guidance, upscale, seed, solver, steps, faces) -> Wish:
+        def wish(name, task, guidance, upscale, seed, solver, steps, faces=False) -> Wish:
             offer = shop.models.offer(name)
             return Wish(offer, task, guidance, upscale, int(seed or 0), solver, int(steps), bool(faces))
 
@@ -139,7 +132,7 @@ def build_page(shop: Workshop, limits: Limits, examples: Sequence[Path] = ()) ->
                     for news in shop.restore(path, asked):
                         share = (i + news.share) / len(paths)
                         count = f" ({i + 1} of {len(paths)})" if len(paths) > 1 else ""
-                        change: dict = {status: line(news.text + count, share)}
+                        change: dict = {status: line(news.text + count, share if share < 1 else None)}
                         if pair := to_compare(news):
                             change[slider] = pair
                         if news.result:
@@ -151,12 +144,13 @@ def build_page(shop: Workshop, limits: Limits, examples: Sequence[Path] = ()) ->
                             change |= {
                                 shown: list(show),
                                 results: gr.update(value=list(ready), visible=True),
+                                hint: gr.update(visible=True),
                                 stages: gr.update(value=captions, visible=True),
                                 command: gr.update(value="\n".join(asked.command(p.name) for p in paths), visible=True),
                             }
                         yield change
 
-        def by_script(picture, preset, task, realism, upscale, seed, solver, steps, faces) -> str:
+        def by_script(picture, preset, task, realism, upscale, seed, solver, steps, faces=False) -> str:
             """Restores a picture: as the page does, and as the command line does with the same settings."""
             with told():
                 (path,) = checked([picture] if picture else None)
@@ -175,13 +169,9 @@ def build_page(shop: Workshop, limits: Limits, examples: Sequence[Path] = ()) ->
             return [uploaded(path, shop.folder) for path in paths]
 
         def empty() -> tuple[Any, ...]:
-            """Of `results`, `stages`, `command`, `shown`."""
-            return (
-                gr.update(value=None, visible=False),
-                gr.update(value=None, visible=False),
-                gr.update(visible=False),
-                [],
-            )
+            """Of `after`."""
+            gone = gr.update(visible=False)
+            return gr.update(value=None, visible=False), gone, gr.update(value=None, visible=False), gone, []
 
         def adapt(name: str, solver: str) -> tuple[Any, ...]:
             """Task and guidance as the preset, and the solver, have them."""
@@ -192,14 +182,16 @@ def build_page(shop: Workshop, limits: Limits, examples: Sequence[Path] = ()) ->
                 return choices, realism(defaults.guidance_scale)
 
         def take(event: gr.SelectData) -> list[str]:
-            return [str(examples[event.index])]
+            """A copy of an example, as if it had been uploaded."""
+            example = examples[event.index].path
+            return [shutil.copy(example, new_place(shop.folder) / example.name)]
 
         def compare(show: list, event: gr.SelectData) -> tuple[str, str]:
             _, _, source, picture = show[event.index]
             return source, picture
 
         quiet = {"api_visibility": "private", "show_progress": "hidden"}
-        after = [results, stages, command, shown]
+        after = [results, hint, stages, command, shown]
         files.upload(look, files, [slider, status, *after], **quiet)
         files.clear(lambda: (None, line(READY), *empty()), None, [slider, status, *after], queue=False, **quiet)
         samples.select(take, None, files, **quiet).then(look, files, [slider, status, *after], **quiet)
@@ -225,7 +217,7 @@ def build_page(shop: Workshop, limits: Limits, examples: Sequence[Path] = ()) ->
         )
 
         with gr.Row(visible=False):  # what scripts use
-            picture, restored, script = Upload(label="picture"), gr.File(label="restored"), gr.Button()
+            picture, restored, script = gr.File(label="picture"), gr.File(label="restored"), gr.Button()
             script.click(by_script, [picture, *wishes], restored, api_name=JOB, **limit)
     return page.queue(max_size=limits.queue, default_concurrency_limit=4)
 
@@ -257,5 +249,4 @@ def told() -> Iterator[None]:
 
 
 def sentence(text: str) -> gr.Error:
-    text = html.escape(text[:1].upper() + text[1:], quote=False)
-    return gr.Error(text, duration=None, title="That did not work", print_exception=False)
+    return gr.Error(html.escape(text, quote=False), duration=None, title="That did not work", print_exception=False)

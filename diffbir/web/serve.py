@@ -5,13 +5,11 @@ import signal
 import threading
 from pathlib import Path
 
-from diffbir.folder.inputs import SUFFIXES
 from diffbir.folder.processes import Terminated, stoppable
 from diffbir.utils.cli import UserError
-from diffbir.utils.config import ROOT
-from diffbir.web.uploads import private_folder
+from diffbir.web.addresses import NoAddresses
+from diffbir.web.uploads import UPLOADS, private_folder
 
-EXAMPLES = ROOT / "inputs" / "demo"
 MISSING = "the page needs another package; pip install 'diffbir[web]'"
 
 
@@ -31,17 +29,21 @@ def serve(args: argparse.Namespace, password: str | None) -> int:
 def show(args: argparse.Namespace, password: str | None, folder: Path) -> int:
     try:
         import gradio as gr
+        from starlette.middleware import Middleware
     except ImportError as error:
         raise UserError(MISSING) from error
+    from diffbir.web.examples import find_examples
     from diffbir.web.models import Models
     from diffbir.web.page import Limits, build_page
     from diffbir.web.style import CSS, theme
     from diffbir.web.workshop import Workshop
 
     models = Models(args.preset, args.device, args.precision, args.offload)
-    shop = Workshop(models, folder, args.max_megapixels, args.concurrency)
-    examples = find_examples(args.examples)
-    gr.set_static_paths([path for path in examples])
+    shop = Workshop(models, folder / UPLOADS, args.max_megapixels, args.concurrency)
+    thumbnails = folder / "thumbnails"
+    thumbnails.mkdir()
+    gr.set_static_paths(thumbnails)
+    examples = list(find_examples(args.examples, thumbnails))
     page = build_page(shop, Limits(args.max_pictures, args.queue, args.concurrency), examples)
     try:
         _, address, public = page.launch(
@@ -54,6 +56,7 @@ def show(args: argparse.Namespace, password: str | None, folder: Path) -> int:
             theme=theme(),
             css=CSS,
             footer_links=["api"],
+            app_kwargs={"middleware": [Middleware(NoAddresses)]},
             ssr_mode=False,
             quiet=True,
             prevent_thread_lock=True,
@@ -67,15 +70,3 @@ def show(args: argparse.Namespace, password: str | None, folder: Path) -> int:
         page.close(verbose=False)
         shop.close()
     return 0
-
-
-def find_examples(folder: Path | None) -> list[Path]:
-    """Raises:
-    UserError: the folder doesn't exist.
-    """
-    if folder is None:
-        folder = EXAMPLES
-    elif not folder.is_dir():
-        raise UserError(f"--examples {folder} is no folder; give one with photos")
-    found = folder.iterdir() if folder.is_dir() else ()
-    return sorted(path.resolve() for path in found if path.suffix.lower() in SUFFIXES)

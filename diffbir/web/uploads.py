@@ -1,6 +1,7 @@
 """The private folder that uploads and results lie in, and what is let in and thrown out there."""
 
 import os
+import secrets
 import tempfile
 import threading
 import time
@@ -11,22 +12,26 @@ from pathlib import Path
 from diffbir.utils.cli import UserError
 
 VARIABLE = "GRADIO_TEMP_DIR"  # where Gradio keeps uploads
+UPLOADS = "uploads"
 
 
 @contextmanager
 def private_folder(keep: float) -> Iterator[Path]:
-    """A folder that only this user can read, for Gradio too; what is older than `keep` seconds is deleted.
+    """A folder that only this user can read, deleted in the end; in its folder `UPLOADS`, which is Gradio's too, what
+    is older than `keep` seconds is deleted before.
 
-    In the end all of it is. Gradio's own `delete_cache` leaves behind what a broken upload or a cancelled job left.
+    Gradio's own `delete_cache` leaves behind what a broken upload or a cancelled job left.
     """
     before, over = os.environ.get(VARIABLE), threading.Event()
     with tempfile.TemporaryDirectory(prefix="diffbir-web-", ignore_cleanup_errors=True) as name:
         folder = Path(name).resolve()
-        os.environ[VARIABLE] = str(folder)
+        uploads = folder / UPLOADS
+        uploads.mkdir()
+        os.environ[VARIABLE] = str(uploads)
 
         def tidy() -> None:
             while not over.wait(min(60.0, keep / 2)):
-                sweep(folder, keep)
+                sweep(uploads, keep)
 
         sweeper = threading.Thread(target=tidy, name="sweeper", daemon=True)
         sweeper.start()
@@ -55,6 +60,13 @@ def sweep(folder: Path, keep: float) -> None:
             with suppress(OSError):  # it isn't empty
                 if os.lstat(path).st_mtime < limit:
                     os.rmdir(path)
+
+
+def new_place(folder: Path) -> Path:
+    """A folder in it, whose name nobody can guess: whoever knows the address of a file may see it."""
+    place = folder / secrets.token_hex(16)
+    place.mkdir()
+    return place
 
 
 def uploaded(path: str, folder: Path) -> Path:

@@ -2,7 +2,6 @@
 
 import math
 import queue
-import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -22,6 +21,7 @@ from diffbir.utils.cli import UserError
 from diffbir.utils.image import to_uint8
 from diffbir.utils.memory import is_out_of_memory
 from diffbir.web.models import Models
+from diffbir.web.uploads import new_place
 from diffbir.web.wish import Wish
 
 INPUT, STAGE1, RESULT, NOW = "input", "stage 1", "result", "now"
@@ -51,7 +51,7 @@ class News:
 
 class Workshop:
     """Args:
-    folder: for results, and for previews; uploads lie in it too.
+    folder: of uploads, results and previews.
     megapixels: of a picture and of a result, at most.
     concurrency: pictures that are restored at the same time.
     with_faces: makes of a restorer what also restores faces apart; None where that isn't installed.
@@ -74,7 +74,7 @@ class Workshop:
         Raises:
             UserError: it can't be read, or is too large.
         """
-        return show(self._open(path, 1.0, auto=False).images, self._place(), INPUT)
+        return show(self._open(path, 1.0, auto=False).images, new_place(self.folder), INPUT)
 
     def restore(self, path: Path, wish: Wish) -> Iterator[News]:
         """Restores an upload as soon as there is room, and tells of it; the last news has the result.
@@ -99,7 +99,7 @@ class Workshop:
         self.pool.shutdown(cancel_futures=True)
 
     def _restore(self, path: Path, wish: Wish, tell: Callable[[News], None], gone: threading.Event) -> None:
-        report = Report(path.name, self._place(), tell, gone)
+        report = Report(path.name, new_place(self.folder), tell, gone)
         start = time.perf_counter()
         defaults = self.models.defaults(wish.offer, **wish.options())  # so that a wrong option is refused at once
         opened = self._open(path, defaults.upscale, wish.task == AUTO)
@@ -150,10 +150,6 @@ class Workshop:
         if isinstance(opened, str):
             raise UserError(opened.replace(str(path), path.name))
         return opened
-
-    def _place(self) -> Path:
-        """A folder for the files of one restoration."""
-        return Path(tempfile.mkdtemp(prefix="work-", dir=self.folder))
 
 
 class Report:
