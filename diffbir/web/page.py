@@ -115,40 +115,50 @@ def build_page(shop: Workshop, limits: Limits, examples: Sequence[Example] = ())
             offer = shop.models.offer(name)
             return Wish(offer, task, guidance, upscale, int(seed or 0), solver, int(steps), bool(faces))
 
-        def look(paths: list[str] | None) -> tuple[Any, ...]:
+        def look(paths: list[str] | None) -> Iterator[tuple[Any, ...]]:
             """Shows the first upload; all are read, so that one that can't be is refused at once."""
             with told():
-                pictures = [shop.look(path) for path in checked(paths)]
+                try:
+                    pictures = [str(shop.look(path)) for path in checked(paths)]
+                except UserError as error:
+                    yield None, line(str(error)), *empty()
+                    raise
                 text = f"{len(pictures)} photos are here." if len(pictures) > 1 else f"{Path(paths[0]).name} is here."
-                return (str(pictures[0]), str(pictures[0])), line(text), *empty()
+                yield (pictures[0], pictures[0]), line(text), *empty()
 
         def work(paths: list[str] | None, *wishes: Any) -> Iterator[dict]:
             """Restores the uploads one after the other; every news changes the page."""
             with told():
-                paths, asked = checked(paths), wish(*wishes)
-                ready: list[str] = []
-                show: list[tuple[str, str, str, str]] = []
-                for i, path in enumerate(paths):
-                    for news in shop.restore(path, asked):
-                        share = (i + news.share) / len(paths)
-                        count = f" ({i + 1} of {len(paths)})" if len(paths) > 1 else ""
-                        change: dict = {status: line(news.text + count, share if share < 1 else None)}
-                        if pair := to_compare(news):
-                            change[slider] = pair
-                        if news.result:
-                            ready.append(str(news.result))
-                            source = str(news.pictures[INPUT])
-                            show += [(path.name, t, source, str(news.pictures[t])) for t in (INPUT, STAGE1, RESULT)]
-                            many = len(paths) > 1
-                            captions = [(file, f"{t}, {name}" if many else t) for name, t, _, file in show]
-                            change |= {
-                                shown: list(show),
-                                results: gr.update(value=list(ready), visible=True),
-                                hint: gr.update(visible=True),
-                                stages: gr.update(value=captions, visible=True),
-                                command: gr.update(value="\n".join(asked.command(p.name) for p in paths), visible=True),
-                            }
-                        yield change
+                try:
+                    yield from changes(checked(paths), wish(*wishes))
+                except UserError as error:
+                    yield {status: line(str(error))}
+                    raise
+
+        def changes(paths: list[Path], asked: Wish) -> Iterator[dict]:
+            ready: list[str] = []
+            show: list[tuple[str, str, str, str]] = []
+            for i, path in enumerate(paths):
+                for news in shop.restore(path, asked):
+                    count = f" ({i + 1} of {len(paths)})" if len(paths) > 1 else ""
+                    share = (i + news.share) / len(paths)
+                    change: dict = {status: line(news.text + count, share if share < 1 else None)}
+                    if pair := to_compare(news):
+                        change[slider] = pair
+                    if news.result:
+                        ready.append(str(news.result))
+                        source = str(news.pictures[INPUT])
+                        show += [(path.name, t, source, str(news.pictures[t])) for t in (INPUT, STAGE1, RESULT)]
+                        captions = [(file, f"{t}, {name}" if len(paths) > 1 else t) for name, t, _, file in show]
+                        lines = "\n".join(asked.command(path.name) for path in paths)
+                        change |= {
+                            shown: list(show),
+                            results: gr.update(value=list(ready), visible=True),
+                            hint: gr.update(visible=True),
+                            stages: gr.update(value=captions, visible=True),
+                            command: gr.update(value=lines, visible=True),
+                        }
+                    yield change
 
         def by_script(picture, preset, task, realism, upscale, seed, solver, steps, faces=False) -> str:
             """Restores a picture: as the page does, and as the command line does with the same settings."""
@@ -184,7 +194,7 @@ def build_page(shop: Workshop, limits: Limits, examples: Sequence[Example] = ())
         def take(event: gr.SelectData) -> list[str]:
             """A copy of an example, as if it had been uploaded."""
             example = examples[event.index].path
-            return [shutil.copy(example, new_place(shop.folder) / example.name)]
+            return [str(shutil.copy(example, new_place(shop.folder) / example.name))]
 
         def compare(show: list, event: gr.SelectData) -> tuple[str, str]:
             _, _, source, picture = show[event.index]
@@ -211,7 +221,6 @@ def build_page(shop: Workshop, limits: Limits, examples: Sequence[Example] = ())
             show_progress_on=status, scroll_to_output=True, **limit,
         )  # fmt: skip
         run.then(lambda: buttons(False), None, [go, stop], queue=False, **quiet)
-        run.failure(lambda: line(READY), None, status, queue=False, **quiet)
         stop.click(
             lambda: (*buttons(False), line("Stopped.")), None, [go, stop, status], cancels=[run], queue=False, **quiet
         )

@@ -55,7 +55,7 @@ def show(args: argparse.Namespace, password: str | None, folder: Path) -> int:
             max_file_size=f"{args.max_mb}mb",
             theme=theme(),
             css=CSS,
-            footer_links=["api"],
+            footer_links=["api", "settings"],
             app_kwargs={"middleware": [Middleware(NoAddresses)]},
             ssr_mode=False,
             quiet=True,

@@ -12,9 +12,16 @@ CSS = """
 .heading { color: var(--body-text-color-subdued); font-size: .85rem; margin-bottom: -.6rem; }
 #examples .grid-wrap, #stages .grid-wrap { min-height: 0; max-height: none; padding: 0; }
 #examples .grid-container, #stages .grid-container { padding: 0; margin: 0; gap: .4rem; }
+#examples .grid-container { grid-template-columns: repeat(6, minmax(0, 1fr)); }
+#examples .thumbnail-item { width: 100%; min-width: 0; height: auto; aspect-ratio: 1; }
 #examples .caption-label { display: none; }
 #slider { min-height: 15rem; }
-#status progress { width: 100%; height: .5rem; display: block; margin-top: .4rem; accent-color: var(--color-accent); }
+#status progress { appearance: none; display: block; width: 100%; height: .45rem; margin-top: .5rem; border: 0;
+  border-radius: 1rem; overflow: hidden; background: var(--neutral-200); color: var(--color-accent); }
+.dark #status progress { background: var(--neutral-700); }
+#status progress::-webkit-progress-bar { background: transparent; }
+#status progress::-webkit-progress-value { background: var(--color-accent); }
+#status progress::-moz-progress-bar { background: var(--color-accent); }
 #command textarea { font-family: var(--font-mono); }
 """
 
