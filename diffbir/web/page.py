@@ -26,6 +26,7 @@ SENTENCE = (
     "diffusion model puts the detail back."
 )
 READY = "Drop a photo, or choose one of the examples."
+SHOW = "() => document.getElementById('slider').scrollIntoView({behavior: 'smooth', block: 'nearest'})"  # on a phone
 JOB = "restore"  # whose number at the same time is limited
 
 
@@ -86,8 +87,9 @@ def build_page(shop: Workshop, limits: Limits, examples: Sequence[Example] = ())
                 with gr.Accordion("More", open=False):
                     seed = gr.Number(0, label="Seed", precision=0, minimum=0, maximum=2**53 - 1, elem_id="seed",
                                      info="another number, another picture of the same likelihood")  # fmt: skip
-                    solver = gr.Dropdown([OWN, *SOLVERS], value=OWN, label="Solver", elem_id="solver")
-                    steps = gr.Slider(0, 100, 0, step=1, label="Steps", info="more are slower; 0 is the preset's own",
+                    solver = gr.Dropdown([OWN, *SOLVERS], value=OWN, label="Solver", elem_id="solver",
+                                         info="standard is the model's own")  # fmt: skip
+                    steps = gr.Slider(0, 100, 0, step=1, label="Steps", info="more are slower; 0 is the model's own",
                                       buttons=["reset"], elem_id="steps")  # fmt: skip
             with gr.Column(scale=7, min_width=320):
                 slider = gr.ImageSlider(
@@ -214,11 +216,12 @@ def build_page(shop: Workshop, limits: Limits, examples: Sequence[Example] = ())
 
         limit = {"concurrency_limit": limits.concurrency, "concurrency_id": JOB}
         started = go.click(
-            lambda: (*buttons(True), line("Waiting …", 0.0)), None, [go, stop, status], queue=False, **quiet
-        )
+            lambda: (*buttons(True), line("Waiting …", 0.0)), None, [go, stop, status],
+            js=SHOW, queue=False, **quiet,
+        )  # fmt: skip
         run = started.then(
             work, [files, *wishes], [slider, status, *after], api_visibility="private", show_progress="minimal",
-            show_progress_on=status, scroll_to_output=True, **limit,
+            show_progress_on=status, **limit,
         )  # fmt: skip
         run.then(lambda: buttons(False), None, [go, stop], queue=False, **quiet)
         stop.click(

@@ -12,7 +12,7 @@ CSS = """
 .heading { color: var(--body-text-color-subdued); font-size: .85rem; margin-bottom: -.6rem; }
 #examples .grid-wrap, #stages .grid-wrap { min-height: 0; max-height: none; padding: 0; }
 #examples .grid-container, #stages .grid-container { padding: 0; margin: 0; gap: .4rem; }
-#examples .grid-container { grid-template-columns: repeat(6, minmax(0, 1fr)); }
+#examples .grid-container { grid-template-columns: repeat(6, minmax(0, 1fr)); grid-auto-rows: auto; }
 #examples .thumbnail-item { width: 100%; min-width: 0; height: auto; aspect-ratio: 1; }
 #examples .caption-label { display: none; }
 #slider { min-height: 15rem; }

@@ -7,7 +7,7 @@ from typing import Any
 from diffbir.utils.cli import UserError
 from diffbir.web.models import Offer
 
-OWN = "the preset's own"
+OWN = "standard"  # the preset's own
 MIDDLE = 7000.0  # guidance scale halfway between faithful and realistic: a chain's usual 3000 is then at 70
 
 
