@@ -26,7 +26,10 @@ SENTENCE = (
     "diffusion model puts the detail back."
 )
 READY = "Drop a photo, or choose one of the examples."
-SHOW = "() => document.getElementById('slider').scrollIntoView({behavior: 'smooth', block: 'nearest'})"  # on a phone
+SHOW = """() => {
+    document.getElementById('slider').scrollIntoView({behavior: 'smooth', block: 'nearest'});
+    return [];
+}"""  # on a phone the picture is further down
 JOB = "restore"  # whose number at the same time is limited
 
 

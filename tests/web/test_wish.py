@@ -1,6 +1,7 @@
 """The slider from faithful to realistic, and the command line that says the same as the page."""
 
 import shlex
+from itertools import pairwise
 
 import pytest
 
@@ -19,7 +20,7 @@ def test_the_slider_runs_from_all_guidance_to_none():
     assert scales[100] == 0
     assert scales[50] == MIDDLE
     assert scales[70] == 3000  # what the embedded model's chain is used with
-    assert all(a > b for a, b in zip(scales[1:], scales[2:], strict=False))
+    assert all(a > b for a, b in pairwise(scales))
     assert scales[0] > 1e5
 
 

@@ -151,7 +151,7 @@ def test_with_faces_it_is_what_faces_make_of_the_restorer(models, photo, mini, t
 def test_only_presets_whose_weights_are_here_are_offered(tmp_path):
     preset = tmp_path / "own.yaml"
     preset.write_text(f"include: {PRESETS / 'mini.yaml'}\nweights: {{unet: missing.safetensors}}\n")
-    assert list(Models(None, "cpu", "auto", offload=False).offers)[0] == "mini"
+    assert next(iter(Models(None, "cpu", "auto", offload=False).offers)) == "mini"
     with pytest.raises(UserError, match="weights not found"):
         Models([str(preset)], "cpu", "auto", offload=False)
     with pytest.raises(UserError, match="no preset '/etc/passwd' here"):
