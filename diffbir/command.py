@@ -1,12 +1,13 @@
 """Restores degraded photos: a folder in, a folder of restored pictures out. By default it uses the embedded model.
 
 A run can be stopped at any time: the same command goes on where it was. OUTPUT/manifest.jsonl tells of every image what
-became of it.
+became of it. `diffbir web` restores in a browser.
 """
 
 import argparse
 import os
 import re
+import sys
 from collections.abc import Callable
 from dataclasses import fields
 
@@ -17,6 +18,7 @@ from diffbir.utils.cli import entry_point
 
 USAGE = "%(prog)s [flags] --input PHOTOS --output RESTORED [key=value ...]"
 FIRST = ("upscale", "guidance_scale")  # options that stand among the flags that matter first
+WEB = "web"
 TEXT = ("prompt", "negative_prompt")
 OVERRIDE = re.compile(r"[A-Za-z_][\w.\-]*=.*", re.DOTALL)
 
@@ -258,6 +260,11 @@ def parse(argv: list[str] | None = None, name: str | None = None) -> argparse.Na
 @entry_point
 def main(argv: list[str] | None = None, name: str | None = None) -> int:
     """The command line; help calls it `name`, by default the file that was started."""
+    words = sys.argv[1:] if argv is None else argv
+    if words[:1] == [WEB]:
+        from diffbir.web.command import main as web
+
+        return web(words[1:], f"{name or os.path.basename(sys.argv[0])} {WEB}")
     args = parse(argv, name)
     from diffbir.restore import restore  # torch takes long to load, and help or a wrong flag needs none
 

@@ -320,6 +320,7 @@ class Restorer:
         options: Options | None = None,
         seeds: Sequence[int] | None = None,
         on_step: Callable[[int, Tensor], None] = lambda i, z_0: None,
+        on_stage1: Callable[[Tensor], None] = lambda i_reg: None,
     ) -> Result:
         """Restores a batch of equally large images; what an image becomes doesn't depend on the others.
 
@@ -327,6 +328,7 @@ class Restorer:
             images: (B, 3, H, W) float32 RGB in [0, 1], any size.
             seeds: one for each image; `options.seed` for all if None.
             on_step: called after every sampling step with its index and its estimate of the clean latent.
+            on_stage1: called with what stage 1 made of them, before stage 2.
 
         Raises:
             UserError: stage 2, or a solver, is asked of a pipeline without its networks, images of another form, or too
@@ -343,6 +345,7 @@ class Restorer:
         size = [max(1, round(n * options.upscale)) for n in images.shape[-2:]]
         lq = resize(images, size)
         i_reg = lq if options.stage == "2" else self.remove_degradation(images, lq, options.tile)
+        on_stage1(i_reg)
         restored = i_reg if options.stage == "1" else self.generate(i_reg, options, seeds, on_step)
         return Result(*(x.cpu() for x in (restored, i_reg, lq)))
 
@@ -360,9 +363,8 @@ class Restorer:
     ) -> Tensor:
         """Stage 2: I_reg (B, 3, H, W) -> restored images of the same size, in [0, 1]."""
         size = i_reg.shape[-2:]
-        factor = max(1.0, options.min_side / min(size))
-        i_reg = resize(i_reg, [round(n * factor) for n in size])
-        height, width = i_reg.shape[-2:]
+        height, width = working_size(size, options)
+        i_reg = resize(i_reg, (height, width))
         i_reg = pad_to_multiple(i_reg, self.multiple)
 
         with self.on_device(self.autoencoder):
@@ -388,6 +390,14 @@ class Restorer:
                 image += options.residual * (i_reg - finite(autoencoder, decode, latent))
         image = ALIGNMENTS[options.color](image, i_reg).clamp(0, 1)
         return resize(image[..., :height, :width], size).clamp(0, 1)
+
+    @torch.inference_mode()
+    def preview(self, z_0: Tensor, size: Sequence[int], options: Options) -> Tensor:
+        """What an estimate of the clean latent, as `on_step` gets it, looks like: (B, 3, *size) in [0, 1]."""
+        height, width = working_size(size, options)
+        with self.on_device(self.autoencoder):
+            image = finite(self.autoencoder, StripedAutoencoder(self.autoencoder).decode, z_0)
+        return resize(image[..., :height, :width].clamp(0, 1), size).clamp(0, 1)
 
     def sample(
         self,
@@ -525,6 +535,12 @@ def options_of(config: DictConfig, changes: Mapping[str, Any]) -> Options:
 def usable(network: nn.Module, dtype: torch.dtype) -> torch.dtype:
     """The type, unless it is fp16 and a stage 1 of others cannot have that."""
     return torch.float32 if dtype == torch.float16 and not getattr(network, "supports_half", True) else dtype
+
+
+def working_size(size: Sequence[int], options: Options) -> list[int]:
+    """Height and width that stage 2 works at, for results of a height and width."""
+    factor = max(1.0, options.min_side / min(size))
+    return [round(n * factor) for n in size]
 
 
 def sampling_of(config: DictConfig, prefix: str = "") -> dict[str, Any]:

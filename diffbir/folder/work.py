@@ -21,7 +21,7 @@ from diffbir.folder.manifest import DONE, FAILED, Journal, Line
 from diffbir.folder.plan import TODO, Item, Settings
 from diffbir.folder.report import printable
 from diffbir.folder.task import choose_task
-from diffbir.folder.writing import WriteError, to_pil, write
+from diffbir.folder.writing import WriteError, to_pil, write, write_result
 from diffbir.model.options import Options
 from diffbir.model.restorer import Restorer, Result
 from diffbir.utils.cli import UserError
@@ -33,8 +33,8 @@ from diffbir.utils.versions import versions
 READERS, WRITERS = 2, 2
 AHEAD = 2  # batches that are read while one is computed
 WAITING = 8  # results that wait to be written, at most
+NO_MEMORY = "it needs more memory than there is; try --tile 256, --offload or --precision fp16"
 PACKAGES = ("diffbir", "torch", "pillow")
-METADATA = ("exif", "icc_profile", "dpi")
 
 LARGEST = next(option.metadata["high"] for option in fields(Options) if option.name == "upscale")
 
@@ -102,7 +102,7 @@ def work(
         UserError: results can't be written any more, or the captioner can't be loaded.
     """
     number = sum(share.items[i].state == TODO for batch in share.batches for i in batch)
-    reading = ahead(share.batches, lambda batch: [read(share, share.items[i]) for i in batch])
+    reading = ahead(share.batches, lambda batch: [read(share.items[i].source.path, share.auto) for i in batch])
     with (
         Journal(share.output, rank) as journal,
         Writer(share, journal) as writer,
@@ -141,13 +141,12 @@ def alike(opened: Sequence[Opened | str]) -> list[list[int]]:
     return list(groups.values())
 
 
-def read(share: Share, item: Item) -> Opened | str:
-    """An image, or why it can't be read."""
-    path = item.source.path
+def read(path: str, auto: bool = False) -> Opened | str:
+    """An image, or why it can't be read; with `auto`, also the task that suits it."""
     try:
         facts = manifest.facts(path)
         images, back = open_picture(path)
-        return Opened(images, back, facts, choose_task(images) if share.auto else None)
+        return Opened(images, back, facts, choose_task(images) if auto else None)
     except FileNotFoundError:
         return f"{path} does not exist; correct the list"
     except UserError as error:
@@ -181,7 +180,7 @@ def restore(
             raise
     # Not in the handler, where the traceback would keep the tensors of the failed attempt alive.
     if len(opened) == 1:
-        return ["it needs more memory than there is; try --tile 256, --offload or --precision fp16"]
+        return [NO_MEMORY]
     return [restore(settings, item, restorer, [one], quiet)[0] for one in opened]
 
 
@@ -252,11 +251,9 @@ class Writer:
             faces = result.faces[0] if isinstance(result, FacesResult) else None
             if share.faces and faces:
                 write_faces(share.output / share.faces / item.output, faces)
-            info = getattr(picture, "info", {})
             if settings.exif == "drop":
-                info.pop("exif", None)
-            metadata = {key: info[key] for key in METADATA if key in info}
-            write(share.output / item.output, picture, settings.quality, metadata)
+                getattr(picture, "info", {}).pop("exif", None)
+            write_result(share.output / item.output, picture, settings.quality)
         except WriteError as error:
             self.fail(item, str(error))
             return

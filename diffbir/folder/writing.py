@@ -27,6 +27,7 @@ WITH_ALPHA = ("PNG", "TIFF", "WEBP", "AVIF")
 METADATA = {"PNG": ("exif", "icc_profile", "dpi"), "JPEG": ("exif", "icc_profile", "dpi"),
             "TIFF": ("exif", "icc_profile", "dpi"), "WEBP": ("exif", "icc_profile"), "AVIF": ("exif", "icc_profile"),
             "BMP": ("dpi",)}  # fmt: skip
+CARRIED = ("exif", "icc_profile", "dpi")  # from an input to its result
 LOSSLESS = 100  # the quality at which WebP and AVIF lose nothing, or next to nothing
 
 Written = Image.Image | NDArray  # PIL image, or (H, W) or (H, W, 1 | 2 | 3 | 4) uint8 or uint16
@@ -84,6 +85,16 @@ def write(path: Path, picture: Written, quality: int = 95, metadata: Mapping[str
             os.fsync(file.fileno())  # so that no power cut leaves an empty file that counts as done
     except (OSError, ValueError) as error:
         raise failure(error, path) from error
+
+
+def write_result(path: Path, picture: Written, quality: int = 95) -> None:
+    """Writes what comes back from `utils.pictures.open_picture`, with the metadata of the file that it came from.
+
+    Raises:
+        WriteError, UserError: see `write`.
+    """
+    info = getattr(picture, "info", {})
+    write(path, picture, quality, {key: info[key] for key in CARRIED if key in info})
 
 
 def settings_of(kind: str, quality: int) -> dict[str, Any]:
