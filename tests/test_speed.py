@@ -46,24 +46,24 @@ def test_the_difference_is_relative_to_the_reference():
 def run(tmp_path, capsys, *flags: str) -> list[dict]:
     file = tmp_path / "records.json"
     assert main([*flags, "--device", "cpu", "--tiny", "--repeats", "1", "--json", str(file)]) == 0
-    records = [json.loads(line) for line in file.read_text().splitlines()]
-    assert all(report.table(record) in capsys.readouterr().out + report.table(record) for record in records)
+    records, shown = [json.loads(line) for line in file.read_text().splitlines()], capsys.readouterr().out
+    assert all(report.table(record) in shown for record in records)
     return records
 
 
 def test_both_sides_of_every_comparison_compute_the_same(tmp_path, capsys):
     records = run(tmp_path, capsys, "--case", "denoiser", "swinir", "encode", "decode")
-    records += run(tmp_path, capsys, "--case", "denoiser", "--cfg", "--part", "branch")[-1:]
+    records += run(tmp_path / "cfg", capsys, "--case", "denoiser", "--cfg", "--part", "branch")
     for record in records:
         ours, other = record["rows"]
         assert ours["difference"] < 1e-4, record["case"]
         assert other["ratio"] == 1 and ours["ratio"] == pytest.approx(other["seconds"] / ours["seconds"])
-        assert ours["weight_bytes"] <= 1.2 * other["weight_bytes"] and record["flops"] > 1e6
+        assert 0.5 < ours["weight_bytes"] / other["weight_bytes"] < 1.5 and record["flops"] > 1e6
 
 
 def test_training_steps_lose_the_same(tmp_path, capsys):
     for record in run(tmp_path, capsys, "--case", "train_stage1", "train_stage2"):
-        assert record["rows"][0]["difference"] < 1e-2, record["case"]
+        assert record["rows"][0]["difference"] < 1e-4, record["case"]
 
 
 def test_every_case_is_described_and_every_item_of_the_kit_is_a_case(tmp_path):

@@ -70,7 +70,8 @@ def measure(name: str, args: argparse.Namespace) -> dict[str, Any]:
     reference = timings.get(case.reference)
     rows = []
     for way, timing in timings.items():
-        row = {"way": way, **vars(timing), "weight_bytes": case.weights.get(way)}
+        held = case.weights.get(way, lambda: None)
+        row = {"way": way, **vars(timing), "weight_bytes": held()}
         if reference is not None:
             row["ratio"] = reference.seconds / timing.seconds
             row["cpu_ratio"] = reference.cpu_seconds / timing.cpu_seconds

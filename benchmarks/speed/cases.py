@@ -44,7 +44,7 @@ class Case:
 
     Args:
         runs: each by its name, ours first.
-        weights: bytes of the weights that each holds.
+        weights: gives the bytes of the weights that each holds.
         reference: the one that outputs and times are compared with; None if there is only ours.
         flops: of the reference, a multiplication and an addition each.
         images: how many a call computes.
@@ -53,7 +53,7 @@ class Case:
     """
 
     runs: Mapping[str, Callable[[], Any]]
-    weights: Mapping[str, int] = field(default_factory=dict)
+    weights: Mapping[str, Callable[[], int]] = field(default_factory=dict)
     reference: str | None = None
     flops: int | None = None
     images: int = 1
@@ -132,7 +132,7 @@ def denoiser(args: argparse.Namespace) -> Case:
         other = compiled(DiffusersDenoiser(theirs["unet"], theirs.get("branch")), args)
         runs = {"ours": lambda: own(z, t, condition), "diffusers": lambda: other(z, t, condition)}
     facts = {"part": args.part, "latent": f"{side}x{side}", "texts": len(texts) // batch}
-    weights = {"ours": bytes_of(*ours.values()), "diffusers": bytes_of(*theirs.values())}
+    weights = {"ours": lambda: bytes_of(*ours.values()), "diffusers": lambda: bytes_of(*theirs.values())}
     return Case(runs, weights, "diffusers", flops_of(runs["diffusers"]), batch, facts)
 
 
@@ -144,7 +144,7 @@ def swinir(args: argparse.Namespace) -> Case:
     own = compiled(prepared(net, args), args)
     plain = compiled(PlainSwinIR(net.to(memory_format=torch.contiguous_format)), args)
     runs = {"ours": lambda: own(image), "straightforward": lambda: plain(image)}
-    weights = {"ours": bytes_of(own), "straightforward": bytes_of(plain)}
+    weights = {"ours": lambda: bytes_of(own), "straightforward": lambda: bytes_of(plain)}
     facts = {"pixels": f"{side}x{side}"}
     return Case(runs, weights, "straightforward", flops_of(runs["straightforward"]), args.batch, facts)
 
@@ -154,7 +154,7 @@ def autoencoder(args: argparse.Namespace, part: str) -> Case:
     net = network("autoencoder", args)
     own, other = prepared(net, args), peer("autoencoder", net)
     striped = StripedAutoencoder(own)
-    weights = {"ours": bytes_of(own), "diffusers": bytes_of(other)}
+    weights = {"ours": lambda: bytes_of(own), "diffusers": lambda: bytes_of(other)}
     facts = {"pixels": f"{side}x{side}"}
     if part == "encode":
         encode = compiled(other.encode, args)

@@ -37,7 +37,7 @@ def whole(args: argparse.Namespace, height: int, width: int) -> Case:
     steps = {} if args.steps is None else {"steps": args.steps}
     options = pipeline.options(**steps)
     networks = [pipeline.stage1, pipeline.autoencoder, pipeline.text_encoder, *pipeline.diffusion_networks]
-    weights = {"ours": bytes_of(*(net for net in networks if net is not None))}
+    weights = {"ours": lambda: bytes_of(*(net for net in networks if net is not None))}
     facts = {"preset": args.preset, "pixels": f"{width}x{height}", "solver": options.solver, "steps": options.steps}
     return Case({"ours": lambda: pipeline.restore(image, options).image}, weights, facts=facts)
 

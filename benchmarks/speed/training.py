@@ -7,6 +7,7 @@ in the steps of its paper, contiguous layout, frozen networks in float32.
 import argparse
 import warnings
 from contextlib import nullcontext
+from unittest.mock import patch
 
 import torch
 from torch import Tensor
@@ -32,6 +33,11 @@ def loss(module: Trainable, batch: dict, dtype: torch.dtype) -> Tensor:
     return output["loss"] if isinstance(output, dict) else output
 
 
+def randn_like(x: Tensor) -> Tensor:
+    """The same draws whatever the layout and type of x."""
+    return torch.randn(x.shape, device=x.device).to(x.dtype)
+
+
 def case(args: argparse.Namespace, config_file: str) -> Case:
     warnings.filterwarnings("ignore", ".*self.trainer.* reference is not registered.*")
     torch.manual_seed(0)
@@ -52,16 +58,24 @@ def case(args: argparse.Namespace, config_file: str) -> Case:
         configured = module.configure_optimizers()
         optimizers[plain] = configured["optimizer"] if isinstance(configured, dict) else configured
 
-    def step(plain: bool) -> Tensor:
+    def run_loss(plain: bool) -> Tensor:
         arrange(module, plain, dtype)
         module.trained[role] = plain_net if plain else net
         with plain_attention() if plain else nullcontext():
             value = loss(module, batch, dtype)
-            value.backward()
-        optimizers[plain].step()
-        optimizers[plain].zero_grad()
+            if torch.is_grad_enabled():
+                value.backward()
         module.trained[role] = net
         return value.detach()
+
+    with torch.no_grad(), patch("torch.randn_like", randn_like):  # steps change the weights
+        at_start = {plain: run_loss(plain) for plain in (False, True)}
+
+    def step(plain: bool) -> Tensor:
+        run_loss(plain)
+        optimizers[plain].step()
+        optimizers[plain].zero_grad()
+        return at_start[plain]
 
     runs = {"ours": lambda: step(False), "straightforward": lambda: step(True)}
     facts = {"config": config_file, "pixels": f"{side}x{side}"}

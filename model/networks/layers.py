@@ -1,7 +1,7 @@
 """Layers that several networks share."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator
 
 import torch
 import torch.nn.functional as F
@@ -73,14 +73,21 @@ def phases(weight: Tensor) -> list[list[Tensor]]:
     return [halves(w, 3) for w in halves(weight, 2)]
 
 
-def interleave(outputs: Sequence[Sequence[Tensor]]) -> Tensor:
-    """What the kernels of `phases` gave for an image padded by one, (B, D, H + 1, W + 1) each -> (B, D, 2 H, 2 W)."""
-    B, D, H, W = outputs[0][0].shape
-    H, W = H - 1, W - 1
-    y = outputs[0][0].new_empty(B, H, 2, W, 2, D)
-    for i, row in enumerate(outputs):
-        for j, output in enumerate(row):
-            y[:, :, i, :, j] = output[..., i : i + H, j : j + W].permute(0, 2, 3, 1)
+def interleave(outputs: Iterator[Tensor]) -> Tensor:
+    """What the four kernels of `phases` gave for an image padded by one, row by row -> the convolved doubled image.
+
+    Args:
+        outputs: (B, D, H + 1, W + 1) each, computed one after the other as they are needed.
+
+    Returns:
+        (B, D, 2 H, 2 W), channels last.
+    """
+    for number, output in enumerate(outputs):
+        i, j = divmod(number, 2)
+        if number == 0:
+            B, D, H, W = output.shape[0], output.shape[1], output.shape[2] - 1, output.shape[3] - 1
+            y = output.new_empty(B, H, 2, W, 2, D)
+        y[:, :, i, :, j] = output[..., i : i + H, j : j + W].permute(0, 2, 3, 1)
     return y.view(B, 2 * H, 2 * W, D).permute(0, 3, 1, 2)
 
 
@@ -95,7 +102,8 @@ class DoublingConv2d(nn.Conv2d):
 
     def forward(self, x: Tensor, padding: int | tuple[int, int] = 1) -> Tensor:
         """`padding` (0, 1) is for x that has a row of its neighbours above and below."""
-        return interleave([[F.conv2d(x, w, self.bias, padding=padding) for w in row] for row in phases(self.weight)])
+        kernels = (w for row in phases(self.weight) for w in row)
+        return interleave(F.conv2d(x, w, self.bias, padding=padding) for w in kernels)
 
 
 class Upsample(nn.Module):

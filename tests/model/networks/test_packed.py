@@ -9,7 +9,7 @@ from diffbir.model.build import for_inference
 from diffbir.model.networks import packed
 from diffbir.model.networks.layers import DoublingConv2d
 from diffbir.model.networks.swinir import SwinIR
-from diffbir.model.networks.unet import UNet
+from diffbir.model.networks.unet import GEGLU, UNet
 
 pytestmark = pytest.mark.skipif(not packed.available(), reason="torch without oneDNN's operators")
 LAYERS = {
@@ -19,6 +19,7 @@ LAYERS = {
     "1x1": (nn.Conv2d(24, 40, 1), (2, 24, 9, 6)),
     "stride": (nn.Conv2d(24, 40, 3, stride=2, padding=1), (1, 24, 9, 6)),
     "groups": (nn.Conv2d(24, 48, 3, padding=1, groups=2), (1, 24, 9, 6)),
+    "gated": (GEGLU(24, 40), (2, 7, 24)),
     "doubling": (DoublingConv2d(24, 40), (2, 24, 9, 6)),
 }
 
@@ -56,7 +57,7 @@ def test_a_gradient_is_that_of_the_original():
                 norm_groups=8,
                 context_dim=16,
             ),
-            lambda: (torch.randn(2, 4, 8, 12), torch.tensor([3, 900]), torch.randn(2, 5, 8)),
+            lambda: (torch.randn(2, 4, 8, 12), torch.tensor([3, 900]), torch.randn(2, 5, 16)),
         ),
         (
             lambda: SwinIR(embed_dim=24, depths=[2, 2], num_heads=[2, 2], sf=4, unshuffle_scale=4),
@@ -71,10 +72,12 @@ def test_a_network_for_inference_computes_the_same(make, inputs):
     for p in network.parameters():
         nn.init.normal_(p, std=0.1)
     with torch.inference_mode():
-        before = network(*x)
+        before, state = network(*x), network.state_dict()
         for_inference(network, "cpu")
-        assert not any(type(module) in (nn.Linear, nn.Conv2d) for module in network.modules())
+        assert network.state_dict().keys() == state.keys()  # until it runs
+        assert all(torch.equal(value, state[key]) for key, value in network.state_dict().items())
         assert_close(network(*x), before, rtol=1e-3, atol=1e-4)
+        assert not any(type(module) in (nn.Linear, nn.Conv2d) for module in network.modules())
 
 
 def test_only_what_allows_it_is_packed():
