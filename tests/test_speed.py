@@ -81,15 +81,15 @@ def test_the_kit_fits_ten_minutes_in_its_order(tmp_path):
 
 def test_the_kit_reports_what_passes_fails_and_finds_no_time(tmp_path, capsys):
     arguments = ["--output", str(tmp_path), "--device", "cpu", "--tiny"]
-    assert kit.main([*arguments, "--only", "SwinIR"]) == 0
-    (swinir, compiled) = json.loads((tmp_path / "results.json").read_text())
-    assert swinir["status"] == compiled["status"] == "passed" and swinir["records"][0]["case"] == "swinir"
-    assert "**swinir**" in (tmp_path / "performance.md").read_text()
+    assert kit.main([*arguments, "--only", "what"]) == 0
+    (peak,) = json.loads((tmp_path / "results.json").read_text())
+    assert peak["status"] == "passed" and peak["records"][0]["case"] == "peak"
+    assert "**peak**" in (tmp_path / "performance.md").read_text()
     item = kit.Item("wrong", ["-c", "raise SystemExit('no such card')"])
     outcome = kit.carry_out(item, 60, tmp_path)
     assert outcome.status == "failed" and "no such card" in kit.markdown([outcome])
     assert kit.carry_out(kit.Item("slow", ["-c", "import time; time.sleep(9)"]), 0.2, tmp_path).status == "out of time"
-    assert kit.main([*arguments, "--minutes", "0", "--only", "peak", "what"]) == 0
+    assert kit.main([*arguments, "--minutes", "0", "--only", "what"]) == 0
     assert {o["status"] for o in json.loads((tmp_path / "results.json").read_text())} == {"not begun"}
 
 

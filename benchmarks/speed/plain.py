@@ -73,7 +73,7 @@ def shift_mask(H: int, W: int, window: int, shift: int, x: Tensor) -> Tensor:
             region[:, rows, columns] = count
             count += 1
     region = partition(region, window)[0, ..., 0]
-    return (region[:, None] != region[:, :, None]) * -100.0
+    return (region[:, None] != region[:, :, None]).to(x.dtype) * -100
 
 
 def self_attention(layer: WindowAttention, x: Tensor, mask: Tensor | None) -> Tensor:
