@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
 
-from diffbir.model.build import build_networks, with_additions
+from diffbir.model.build import build_networks, for_inference, with_additions
 from diffbir.model.networks.autoencoder import AutoencoderKL
 from diffbir.model.networks.condition import Condition
 from diffbir.model.networks.layers import pad_to_multiple
@@ -214,12 +214,13 @@ class Restorer:
 
         def build(config: DictConfig, only: Sequence[str] | None) -> dict[str, nn.Module]:
             return {
-                name: network.requires_grad_(False).eval().to(home, usable(network, dtypes[name]))
+                name: network.to(home, usable(network, dtypes[name]))
                 for name, network in build_networks(config, only, dtypes).items()
             }
 
         networks = build(config, only)
         if stage == "1":
+            for_inference(networks["stage1"], device)
             return cls(**networks, defaults=defaults, device=device, offload=offload)
         one_step = None
         if node := config.get("one_step"):
@@ -235,6 +236,9 @@ class Restorer:
                 own = with_additions({**own, "autoencoder": networks["autoencoder"]}, lora, copied=True)
             decoder = own.pop("autoencoder", None)
             one_step = OneStep(ControlledUNet(**own), sampling_of(node, "one_step."), decoder)
+        for network in (*networks.values(), one_step and one_step.network, one_step and one_step.autoencoder):
+            if network is not None:
+                for_inference(network, device)
         diffusion = instantiate(config.diffusion, "diffusion")
         return cls(
             **networks, diffusion=diffusion, one_step=one_step, defaults=defaults, device=device, offload=offload

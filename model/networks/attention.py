@@ -1,5 +1,6 @@
 """Attention, once: of one sequence to another, and inside windows."""
 
+import torch
 import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor
@@ -31,6 +32,8 @@ def window_attention(qkv: Tensor, heads: int, bias: Tensor, mask: Tensor | None 
     Returns:
         (B, nW, N, heads * d).
     """
+    if qkv.device.type == "cpu" and not torch.is_grad_enabled():
+        return torch.stack([windows_of_an_image(x, heads, bias, mask) for x in qkv])
     q, k, v = rearrange(qkv, "b w n (three h d) -> three b w h n d", three=3, h=heads).contiguous()
     bias, mask = bias.to(q.dtype), None if mask is None else mask[:, None].to(q.dtype)
     if has_fused_bias(q):
@@ -47,10 +50,16 @@ def window_attention(qkv: Tensor, heads: int, bias: Tensor, mask: Tensor | None 
     return rearrange(x, "b w h n d -> b w n (h d)")
 
 
+def windows_of_an_image(qkv: Tensor, heads: int, bias: Tensor, mask: Tensor | None) -> Tensor:
+    """`window_attention` of one image, (nW, N, 3 * heads * d), fused; nothing is put in order."""
+    q, k, v = rearrange(qkv, "w n (three h d) -> three w h n d", three=3, h=heads)
+    bias = (bias[None] if mask is None else bias + mask[:, None]).to(q.dtype)
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=bias).transpose(1, 2).flatten(2)
+
+
 def has_fused_bias(x: Tensor) -> bool:
     """Whether attention with a trained bias is fused where x is.
 
-    On the CPU the fused kernel has no gradient for the bias, and the matrices of a window fit the cache: plain products
-    are faster than it, in both directions.
+    On the CPU the fused kernel has no gradient for the bias, and its fallback is slower than plain products.
     """
     return x.device.type != "cpu"

@@ -1,10 +1,14 @@
 """Layers that several networks share."""
 
 import math
+from collections.abc import Iterator
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+SLOPE = 0.2  # of LeakyReLU
+ACTIVATIONS = {"": lambda x: x, "gelu": F.gelu, "leaky_relu": lambda x: F.leaky_relu(x, SLOPE)}
 
 
 def reflect_index(n: int, before: int, after: int) -> Tensor:
@@ -48,25 +52,58 @@ def zero_module(module: nn.Module) -> nn.Module:
     return module
 
 
-def upsample_conv(x: Tensor, conv: nn.Conv2d) -> Tensor:
-    """A 3x3 convolution of x doubled by nearest neighbours, at 4/9 of its cost: (B, C, H, W) -> (B, D, 2 H, 2 W).
+def activated(layer: nn.Module, x: Tensor, activation: str) -> Tensor:
+    """The activation, one of `ACTIVATIONS`, of a layer's result; packed layers apply it while that is in the cache."""
+    if hasattr(layer, "activated"):
+        return layer.activated(x, activation)
+    return ACTIVATIONS[activation](layer(x))
 
-    Of the three rows that a kernel sees, two are the same: an output row of even number sees w0 on the row above and
-    w1 + w2 on its own, one of odd number w0 + w1 and w2 on the row below. So each of the four phases is a 2x2
-    convolution of x itself.
+
+def phases(weight: Tensor) -> list[list[Tensor]]:
+    """Kernels (D, C, 3, 3) of a doubled image -> those of the image itself, (D, C, 2, 2), by row and column phase.
+
+    Of the three rows that a kernel sees of an image doubled by nearest neighbours, two are the same: an output row of
+    even number sees w0 on the row above and w1 + w2 on its own, one of odd number w0 + w1 and w2 on the row below.
     """
 
     def halves(w: Tensor, dim: int) -> list[Tensor]:
         w0, w1, w2 = w.unbind(dim)
         return [torch.stack([w0, w1 + w2], dim), torch.stack([w0 + w1, w2], dim)]
 
-    H, W = x.shape[-2:]
-    x, rows = F.pad(x, (1, 1, 1, 1)), []
-    for i, w_i in enumerate(halves(conv.weight, 2)):
-        shifted = [x[..., i : i + H + 1, j : j + W + 1] for j in (0, 1)]
-        phases = [F.conv2d(x_j, w, conv.bias) for x_j, w in zip(shifted, halves(w_i, 3), strict=True)]
-        rows.append(torch.stack([y.permute(0, 2, 3, 1) for y in phases], 3))  # (B, H, W, 2, D), channels last
-    return torch.stack(rows, 2).flatten(3, 4).flatten(1, 2).permute(0, 3, 1, 2)
+    return [halves(w, 3) for w in halves(weight, 2)]
+
+
+def interleave(outputs: Iterator[Tensor]) -> Tensor:
+    """What the four kernels of `phases` gave for an image padded by one, row by row -> the convolved doubled image.
+
+    Args:
+        outputs: (B, D, H + 1, W + 1) each, computed one after the other as they are needed.
+
+    Returns:
+        (B, D, 2 H, 2 W), channels last.
+    """
+    for number, output in enumerate(outputs):
+        i, j = divmod(number, 2)
+        if number == 0:
+            B, D, H, W = output.shape[0], output.shape[1], output.shape[2] - 1, output.shape[3] - 1
+            y = output.new_empty(B, H, 2, W, 2, D)
+        y[:, :, i, :, j] = output[..., i : i + H, j : j + W].permute(0, 2, 3, 1)
+    return y.view(B, 2 * H, 2 * W, D).permute(0, 3, 1, 2)
+
+
+class DoublingConv2d(nn.Conv2d):
+    """A 3x3 convolution of x doubled by nearest neighbours, at 4/9 of its cost: (B, C, H, W) -> (B, D, 2 H, 2 W).
+
+    Each of the four phases of the result is a 2x2 convolution of x itself; see `phases`.
+    """
+
+    def __init__(self, in_channels: int, out_channels: int):
+        super().__init__(in_channels, out_channels, 3, padding=1)
+
+    def forward(self, x: Tensor, padding: int | tuple[int, int] = 1) -> Tensor:
+        """`padding` (0, 1) is for x that has a row of its neighbours above and below."""
+        kernels = (w for row in phases(self.weight) for w in row)
+        return interleave(F.conv2d(x, w, self.bias, padding=padding) for w in kernels)
 
 
 class Upsample(nn.Module):
@@ -74,7 +111,7 @@ class Upsample(nn.Module):
 
     def __init__(self, channels: int):
         super().__init__()
-        self.conv = nn.Conv2d(channels, channels, 3, padding=1)
+        self.conv = DoublingConv2d(channels, channels)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))
+        return self.conv(x)

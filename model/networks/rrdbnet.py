@@ -4,11 +4,11 @@ Attribute names are those of the published BSRNet checkpoint.
 """
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
+from diffbir.model.networks.layers import DoublingConv2d, activated
+
 RESIDUAL_SCALE = 0.2  # keeps a deep chain of residuals stable without normalisation (section 3.1)
-SLOPE = 0.2  # of every LeakyReLU
 
 
 class ResidualDenseBlock(nn.Module):
@@ -25,7 +25,7 @@ class ResidualDenseBlock(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         h = x
         for conv in (self.conv1, self.conv2, self.conv3, self.conv4):
-            h = torch.cat([h, F.leaky_relu(conv(h), SLOPE)], dim=1)
+            h = torch.cat([h, activated(conv, h, "leaky_relu")], dim=1)
         return x + RESIDUAL_SCALE * self.conv5(h)
 
 
@@ -54,13 +54,15 @@ class RRDBNet(nn.Module):
 
     scale = 4  # output size over input size
 
+    packs = True  # layers are only called, so that `model.networks.packed` may replace them
+
     def __init__(self, in_channels: int = 3, features: int = 64, blocks: int = 23, growth: int = 32):
         super().__init__()
         self.conv_first = nn.Conv2d(in_channels, features, 3, padding=1)
         self.RRDB_trunk = nn.Sequential(*(RRDB(features, growth) for _ in range(blocks)))
         self.trunk_conv = nn.Conv2d(features, features, 3, padding=1)
-        self.upconv1 = nn.Conv2d(features, features, 3, padding=1)
-        self.upconv2 = nn.Conv2d(features, features, 3, padding=1)
+        self.upconv1 = DoublingConv2d(features, features)
+        self.upconv2 = DoublingConv2d(features, features)
         self.HRconv = nn.Conv2d(features, features, 3, padding=1)
         self.conv_last = nn.Conv2d(features, in_channels, 3, padding=1)
 
@@ -76,5 +78,5 @@ class RRDBNet(nn.Module):
         h = self.conv_first(image)
         h = h + self.trunk_conv(self.RRDB_trunk(h))
         for upconv in (self.upconv1, self.upconv2):
-            h = F.leaky_relu(upconv(F.interpolate(h, scale_factor=2.0, mode="nearest")), SLOPE)
-        return self.conv_last(F.leaky_relu(self.HRconv(h), SLOPE))
+            h = activated(upconv, h, "leaky_relu")
+        return self.conv_last(activated(self.HRconv, h, "leaky_relu"))

@@ -88,6 +88,8 @@ class SCUNet(nn.Module):
 
     scale = 1  # output size over input size
 
+    packs = True  # layers are only called, so that `model.networks.packed` may replace them
+
     def __init__(
         self,
         in_channels: int = 3,

@@ -8,14 +8,13 @@ from collections.abc import Sequence
 from functools import lru_cache
 
 import torch
-import torch.nn.functional as F
 from einops import rearrange
 from timm.layers import DropPath, trunc_normal_
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from diffbir.model.networks.attention import window_attention
-from diffbir.model.networks.layers import pad_to_multiple, upsample_conv, zero_module
+from diffbir.model.networks.layers import DoublingConv2d, activated, pad_to_multiple, zero_module
 
 RGB_MEAN = (0.4488, 0.4371, 0.4040)  # of DIV2K, subtracted by every published SwinIR
 HEADS = ("pixelshuffle", "pixelshuffledirect", "nearest+conv", "")
@@ -76,11 +75,10 @@ class Mlp(nn.Module):
     def __init__(self, dim: int, hidden: int):
         super().__init__()
         self.fc1 = nn.Linear(dim, hidden)
-        self.act = nn.GELU()
         self.fc2 = nn.Linear(hidden, dim)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.fc2(self.act(self.fc1(x)))
+        return self.fc2(activated(self.fc1, x, "gelu"))
 
 
 class SwinBlock(nn.Module):
@@ -194,6 +192,8 @@ class SwinIR(nn.Module):
         checkpointing: in training, computes the inside of every RSTB again in the backward pass, to save memory.
     """
 
+    packs = True  # layers are only called, so that `model.networks.packed` may replace them
+
     def __init__(
         self,
         in_chans: int = 3,
@@ -262,7 +262,7 @@ class SwinIR(nn.Module):
                 if 2**self.doublings != sf:
                     raise ValueError(f"sf must be a power of two with the 'nearest+conv' head, not {sf}")
                 for i in range(self.doublings):
-                    self.add_module(f"conv_up{i + 1}", nn.Conv2d(num_feat, num_feat, 3, padding=1))
+                    self.add_module(f"conv_up{i + 1}", DoublingConv2d(num_feat, num_feat))
                 self.conv_hr = nn.Conv2d(num_feat, num_feat, 3, padding=1)
             self.conv_last = nn.Conv2d(num_feat, in_chans, 3, padding=1)
 
@@ -289,8 +289,8 @@ class SwinIR(nn.Module):
 
     def upsample_nearest(self, x: Tensor) -> Tensor:
         for i in range(self.doublings):
-            x = F.leaky_relu(upsample_conv(x, self.get_submodule(f"conv_up{i + 1}")), 0.2)
-        return self.conv_last(F.leaky_relu(self.conv_hr(x), 0.2))
+            x = activated(self.get_submodule(f"conv_up{i + 1}"), x, "leaky_relu")
+        return self.conv_last(activated(self.conv_hr, x, "leaky_relu"))
 
     def forward(self, image: Tensor) -> Tensor:
         """Restores.

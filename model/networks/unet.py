@@ -163,6 +163,8 @@ class UNetEncoder(nn.Module):
             pass: slower, far less memory.
     """
 
+    packs = True  # layers are only called, so that `model.networks.packed` may replace them
+
     def __init__(
         self,
         in_channels: int = 4,

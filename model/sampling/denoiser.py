@@ -15,6 +15,7 @@ from diffbir.model.networks.layers import repeat_to
 from diffbir.model.sampling.diffusion import Diffusion
 from diffbir.model.sampling.tiling import Windows, in_windows
 from diffbir.utils.memory import FirstThatFits
+from diffbir.utils.precision import dtype_of
 
 Denoiser = Callable[[Tensor, float, Condition], Tensor]
 BoundDenoiser = Callable[[Tensor, float], Tensor]
@@ -42,7 +43,7 @@ class ControlledUNet(nn.Module):
 
 def denoiser(network: ControlledUNet, diffusion: Diffusion, strength: float = 1.0) -> Denoiser:
     """Turns a network that predicts eps or v into a denoiser; z_t and z_0 are float32 whatever the network is."""
-    dtype = next(network.parameters()).dtype
+    dtype = dtype_of(network)
 
     def denoise(z_t: Tensor, t: float, condition: Condition) -> Tensor:
         steps = torch.full((len(z_t),), t, device=z_t.device)

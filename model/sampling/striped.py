@@ -152,7 +152,8 @@ def downsample(layer: Downsample, strips: Strips, home: torch.device | None) -> 
 
 @stream.register
 def upsample(layer: Upsample, strips: Strips, home: torch.device | None) -> Strips:
-    return convolve(layer.conv, (F.interpolate(strip, scale_factor=2.0, mode="nearest") for strip in strips))
+    for strip in with_neighbours(strips):
+        yield layer.conv(strip, padding=(0, 1))
 
 
 def chain(modules: Iterable[nn.Module], strips: Strips, home: torch.device | None) -> Strips:

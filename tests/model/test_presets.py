@@ -77,9 +77,8 @@ def test_the_yaml_of_a_training_drives_inference_with_the_weights_it_exported(tm
     x, seen = torch.rand(1, 3, 32, 32), {}
     for step in ("before", "after"):
         restorer = Restorer.from_config(load_preset("configs/train/mini/stage2.yaml", overrides=overrides))
+        state = {k: torch.zeros_like(v) for k, v in restorer.network.branch.state_dict().items()}
         seen[step] = restorer.restore(x, restorer.options(steps=2)).image
-        branch = restorer.network.branch
-        state = {k: torch.zeros_like(v) for k, v in branch.state_dict().items()}
         save_weights(state, tmp_path / "weights" / "branch.safetensors")
     # The file given by hand goes before the exported one.
     assert torch.equal(seen["before"], seen["after"])

@@ -2,12 +2,11 @@
 
 import pytest
 import torch
-import torch.nn.functional as F
 from torch.testing import assert_close
 
-from benchmarks import train as plain
+from benchmarks.speed import plain
 from diffbir.model.networks import attention, swinir
-from diffbir.model.networks.layers import upsample_conv
+from diffbir.model.networks.layers import DoublingConv2d
 
 
 def gradients(output: torch.Tensor, *inputs: torch.Tensor) -> tuple[torch.Tensor, ...]:
@@ -33,9 +32,9 @@ def test_window_attention_is_the_published_formula(masked, device, monkeypatch):
 @pytest.mark.parametrize("size", [(1, 1), (5, 8)])
 def test_the_convolution_of_a_doubled_image_at_less_cost(size):
     g = torch.Generator().manual_seed(0)
-    conv = torch.nn.Conv2d(3, 4, 3, padding=1)
+    conv = DoublingConv2d(3, 4)
     x = torch.randn(2, 3, *size, generator=g, requires_grad=True)
-    ours, doubled = upsample_conv(x, conv), conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))
+    ours, doubled = conv(x), plain.upsample_conv(x, conv)
     assert_close(ours, doubled)
     assert_close(gradients(ours, x, *conv.parameters()), gradients(doubled, x, *conv.parameters()))
 
@@ -46,9 +45,7 @@ def test_the_benchmark_compares_the_same_network():
     net = swinir.SwinIR(embed_dim=24, depths=[2, 2], num_heads=[2, 2], sf=4, unshuffle_scale=4)
     x = torch.rand(1, 3, 64, 96)
     ours = net(x)
-    with plain.straightforward():
-        assert swinir.window_attention is plain.window_attention
-        straightforward = net(x)
+    straightforward = plain.PlainSwinIR(net)(x)
     assert_close(ours, straightforward)
     assert_close(
         gradients(ours, *net.parameters()), gradients(straightforward, *net.parameters()), rtol=1e-3, atol=1e-4

@@ -66,7 +66,7 @@ def test_smaller_strips_that_rest_in_main_memory_follow_when_memory_runs_out(aut
     z = torch.randn(1, 4, 40, 40)
     whole = autoencoder.decode(z)
     monkeypatch.setattr(autoencoder, "decode", decode)
-    assert_close(striped.decode(z), whole, rtol=1e-4, atol=1e-5)
+    assert_close(striped.decode(z), whole, rtol=1e-4, atol=5e-5)
     assert "out of memory with Stripes(pixels=262144" in caplog.text
 
 

@@ -1,0 +1,169 @@
+"""Layers for inference on a CPU, whose weights lie in the order that oneDNN computes with.
+
+PyTorch brings the weights of a convolution into that order in every call, which takes longer than the convolution
+itself where the picture is small (1280 channels at 8x8 positions: three quarters of the time), and its linear layers
+use another library, which is slower on many CPUs. These are the operators that `torch.compile` emits.
+
+The layers compute what the originals do up to rounding, and give a gradient for their input as those do. Weights have
+their names and values until a layer is first called.
+"""
+
+from functools import cache
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from diffbir.model.networks.layers import ACTIVATIONS, SLOPE, DoublingConv2d, interleave, phases
+from diffbir.model.networks.unet import GEGLU
+
+OPS = torch.ops.mkldnn
+FUSED = {
+    "": ("none", [], ""),
+    "gelu": ("gelu", [], "none"),
+    "leaky_relu": ("leaky_relu", [SLOPE], ""),
+}  # oneDNN's names
+
+
+@cache
+def available() -> bool:
+    """Whether this torch, on this machine, has the operators and they compute what is expected."""
+    if not torch.backends.mkldnn.is_available():
+        return False
+    x = torch.linspace(-1, 1, 2048, device="cpu")
+    layers = {
+        (64, 32): nn.Linear(32, 32, device="cpu"),
+        (1, 32, 8, 8): nn.Conv2d(32, 32, 3, padding=1, device="cpu"),
+    }
+    try:
+        with torch.no_grad():
+            return all(
+                torch.allclose(packed(layer)(x.view(shape)), layer(x.view(shape)), rtol=1e-3, atol=1e-4)
+                for shape, layer in layers.items()
+            )
+    except (RuntimeError, AttributeError, NotImplementedError):
+        return False
+
+
+class Packed(nn.Module):
+    """A layer that keeps its weights as they are until it is first called, and from then on in another order."""
+
+    def __init__(self, layer: nn.Module):
+        super().__init__()
+        self.weight, self.bias = layer.weight, layer.bias
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.activated(x, "")
+
+    def replace(self, weight: Tensor) -> None:
+        del self.weight
+        self.register_buffer("weight", weight)
+
+
+class PackedLinear(Packed):
+    """An `nn.Linear`."""
+
+    def activated(self, x: Tensor, activation: str) -> Tensor:
+        """See `layers.activated`."""
+        if needs_gradient(x):
+            return ACTIVATIONS[activation](F.linear(x, self.weight.to_dense(), self.bias))
+        if not self.weight.is_mkldnn:
+            self.replace(OPS._reorder_linear_weight(self.weight.detach(), None))
+        return OPS._linear_pointwise(x, self.weight, self.bias, *FUSED[activation])
+
+
+class PackedConv2d(Packed):
+    """An `nn.Conv2d` padded by zeros; the result is channels last.
+
+    The best order depends on the size of the picture, and with another's a convolution can take twenty times as long:
+    so the weights are put in order when a size is new.
+    """
+
+    def __init__(self, layer: nn.Conv2d):
+        super().__init__(layer)
+        self.settings = [list(layer.padding), list(layer.stride), list(layer.dilation), layer.groups]
+        self.size: tuple[int, ...] = ()
+
+    def activated(self, x: Tensor, activation: str) -> Tensor:
+        """See `layers.activated`."""
+        if needs_gradient(x):
+            padding, stride, dilation, groups = self.settings
+            y = F.conv2d(x, self.weight.to_dense(), self.bias, stride, padding, dilation, groups)
+            return ACTIVATIONS[activation](y)
+        if x.shape != self.size:
+            self.size, plain = x.shape, self.weight.detach().to_dense()
+            self.replace(OPS._reorder_convolution_weight(plain, *self.settings, list(x.shape)))
+        x = x.contiguous(memory_format=torch.channels_last)
+        return OPS._convolution_pointwise(x, self.weight, self.bias, *self.settings, *FUSED[activation])
+
+
+class PackedDoublingConv2d(Packed):
+    """A `DoublingConv2d` whose four kernels are added up once."""
+
+    def __init__(self, layer: DoublingConv2d):
+        super().__init__(layer)
+        self.phases = nn.ModuleList()
+
+    def activated(self, x: Tensor, activation: str) -> Tensor:
+        """See `layers.activated`."""
+        if not self.phases:
+            kernels = [kernel for row in phases(self.weight.detach()) for kernel in row]
+            self.phases.extend(PackedConv2d(convolution(kernel, self.bias)) for kernel in kernels)
+            self.replace(kernels[0].new_empty(0))
+        return interleave(phase.activated(x, activation) for phase in self.phases)
+
+
+class PackedGEGLU(nn.Module):
+    """A `GEGLU` whose halves are layers of their own: the activation costs nothing, and half the memory is enough."""
+
+    def __init__(self, layer: GEGLU):
+        super().__init__()
+        self.proj, self.halves = layer.proj, nn.ModuleList()
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.halves:
+            pairs = zip(self.proj.weight.chunk(2), self.proj.bias.chunk(2), strict=True)
+            self.halves.extend(PackedLinear(linear(weight.detach(), bias.detach())) for weight, bias in pairs)
+            del self.proj
+        value, gate = self.halves[0](x), self.halves[1].activated(x, "gelu")
+        return value * gate if needs_gradient(x) else value.mul_(gate)
+
+
+def linear(weight: Tensor, bias: Tensor) -> nn.Linear:
+    layer = nn.Linear(weight.shape[1], weight.shape[0], device="meta")
+    layer.weight, layer.bias = (nn.Parameter(x, requires_grad=False) for x in (weight, bias))
+    return layer
+
+
+def convolution(weight: Tensor, bias: Tensor) -> nn.Conv2d:
+    """2x2, padded by one."""
+    layer = nn.Conv2d(weight.shape[1], weight.shape[0], 2, padding=1, device="meta")
+    layer.weight, layer.bias = nn.Parameter(weight, requires_grad=False), nn.Parameter(bias, requires_grad=False)
+    return layer
+
+
+def needs_gradient(x: Tensor) -> bool:
+    return torch.is_grad_enabled() and x.requires_grad
+
+
+def packed(layer: nn.Module) -> nn.Module:
+    """The layer for inference in place of this one, or itself where there is none or nothing to gain."""
+    if type(layer) is nn.Linear:
+        return PackedLinear(layer)
+    if type(layer) is GEGLU:
+        return PackedGEGLU(layer)
+    if type(layer) is DoublingConv2d:
+        return PackedDoublingConv2d(layer)
+    if type(layer) is nn.Conv2d and layer.padding_mode == "zeros" and not isinstance(layer.padding, str):
+        return PackedConv2d(layer)
+    return layer
+
+
+@torch.no_grad()
+def pack(network: nn.Module) -> nn.Module:
+    """Replaces the layers of a network on the CPU in place, one by one, so that no weight is there twice for long."""
+    if available():
+        for name, child in list(network.named_children()):
+            new = packed(child)
+            setattr(network, name, pack(child) if new is child else new)
+    return network

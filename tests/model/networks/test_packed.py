@@ -1,0 +1,88 @@
+"""Packed layers compute what the originals do, keep their keys, and leave gradients and other types alone."""
+
+import pytest
+import torch
+from torch import nn
+from torch.testing import assert_close
+
+from diffbir.model.build import for_inference
+from diffbir.model.networks import packed
+from diffbir.model.networks.layers import DoublingConv2d
+from diffbir.model.networks.swinir import SwinIR
+from diffbir.model.networks.unet import GEGLU, UNet
+
+pytestmark = pytest.mark.skipif(not packed.available(), reason="torch without oneDNN's operators")
+LAYERS = {
+    "linear": (nn.Linear(24, 40), (2, 7, 24)),
+    "without bias": (nn.Linear(24, 40, bias=False), (2, 24)),
+    "3x3": (nn.Conv2d(24, 40, 3, padding=1), (2, 24, 9, 6)),
+    "1x1": (nn.Conv2d(24, 40, 1), (2, 24, 9, 6)),
+    "stride": (nn.Conv2d(24, 40, 3, stride=2, padding=1), (1, 24, 9, 6)),
+    "groups": (nn.Conv2d(24, 48, 3, padding=1, groups=2), (1, 24, 9, 6)),
+    "gated": (GEGLU(24, 40), (2, 7, 24)),
+    "doubling": (DoublingConv2d(24, 40), (2, 24, 9, 6)),
+}
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_a_packed_layer_computes_the_same(name):
+    layer, shape = LAYERS[name]
+    x = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    new = packed.packed(layer)
+    assert type(new) is not type(layer)
+    with torch.inference_mode():
+        assert_close(new(x), layer(x), rtol=1e-4, atol=1e-5)
+        if x.ndim == 4:  # other sizes and layouts than the one that it was packed for
+            larger = torch.randn(1, x.shape[1], 33, 70).to(memory_format=torch.channels_last)
+            assert_close(new(larger), layer(larger), rtol=1e-4, atol=1e-5)
+
+
+def test_a_gradient_is_that_of_the_original():
+    for layer, shape in LAYERS.values():
+        x = torch.randn(shape, requires_grad=True)
+        (ours,) = torch.autograd.grad(packed.packed(layer)(x).square().sum(), x)
+        (theirs,) = torch.autograd.grad(layer(x).square().sum(), x)
+        assert_close(ours, theirs, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    "make, inputs",
+    [
+        (
+            lambda: UNet(
+                model_channels=32,
+                channel_mult=[1, 2],
+                num_res_blocks=1,
+                head_channels=16,
+                norm_groups=8,
+                context_dim=16,
+            ),
+            lambda: (torch.randn(2, 4, 8, 12), torch.tensor([3, 900]), torch.randn(2, 5, 16)),
+        ),
+        (
+            lambda: SwinIR(embed_dim=24, depths=[2, 2], num_heads=[2, 2], sf=4, unshuffle_scale=4),
+            lambda: (torch.rand(1, 3, 40, 64),),
+        ),
+    ],
+    ids=["unet", "swinir"],
+)
+def test_a_network_for_inference_computes_the_same(make, inputs):
+    torch.manual_seed(0)
+    network, x = make(), inputs()
+    for p in network.parameters():
+        nn.init.normal_(p, std=0.1)
+    with torch.inference_mode():
+        before, state = network(*x), network.state_dict()
+        for_inference(network, "cpu")
+        assert network.state_dict().keys() == state.keys()  # until it runs
+        assert all(torch.equal(value, state[key]) for key, value in network.state_dict().items())
+        assert_close(network(*x), before, rtol=1e-3, atol=1e-4)
+        assert not any(type(module) in (nn.Linear, nn.Conv2d) for module in network.modules())
+
+
+def test_only_what_allows_it_is_packed():
+    """Networks of others may read the weights of their layers; half precision gains nothing that was measured."""
+    other = nn.Sequential(nn.Linear(8, 8))
+    assert type(for_inference(other, "cpu")[0]) is nn.Linear
+    half = SwinIR(embed_dim=24, depths=[2], num_heads=[2]).bfloat16()
+    assert type(for_inference(half, "cpu").conv_hr) is nn.Conv2d
