@@ -1,7 +1,7 @@
 """How a photo's faces look restored for themselves, and whether a border is to be seen where they are pasted.
 
-The photo is first shrunk by two, with noise and JPEG. Prints, for every face, how much steeper the picture is across the
-border of the mask than that of the background's model alone; writes input, background and faces side by side.
+The photo is first shrunk by two, with noise and JPEG. Prints, for every face, how much steeper the picture is across
+the border of the mask than that of the background's model alone; writes input, background and faces side by side.
 """
 
 import io

@@ -82,10 +82,10 @@ def test_a_photo_that_exif_turns_has_the_same_faces(detector, photo, faces):
 
 
 def test_smaller_faces_are_found_down_to_the_smallest_that_is_looked_for(detector, photo, faces):
-    """At a third they are 22 to 27 pixels wide, at an eighth 8."""
+    """At a third they are 19 to 27 pixels wide, at a sixteenth 4."""
     third = F.interpolate(photo[None], scale_factor=1 / 3, mode="area")[0]
     np.testing.assert_allclose([f.centre for f in detector(third)], [np.divide(f.centre, 3) for f in faces], atol=3)
-    assert detector(F.interpolate(photo[None], scale_factor=1 / 8, mode="area")[0]) == []
+    assert detector(F.interpolate(photo[None], scale_factor=1 / 16, mode="area")[0]) == []
 
 
 def test_a_face_that_the_edge_cuts_is_found_and_its_box_reaches_out(detector, photo):
@@ -108,5 +108,5 @@ def test_where_there_is_no_face_none_is_found(detector, size):
 def test_wrong_weights_and_thresholds_are_refused():
     with pytest.raises(UserError, match="alex"):
         Detector(ROOT / "weights" / "lpips" / "alex.safetensors")
-    with pytest.raises(UserError, match="0 .. 1"):
+    with pytest.raises(UserError, match="must lie in 0"):
         Detector(threshold=1.5)
