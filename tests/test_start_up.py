@@ -55,7 +55,17 @@ def test_the_trainings_answer_without_torch(script, flag, code, words):
     assert not loaded(run) & HEAVY
 
 
-@pytest.mark.parametrize("script", ["inference.py", "train_stage1.py"])
+@pytest.mark.parametrize("command", [["scripts/webui.py"], ["-m", "diffbir", "web"]])
+@pytest.mark.parametrize("flag, code, words", [("--help", 0, "--password-file"), ("--shar=1", 2, "usage:")])
+def test_the_page_answers_without_torch_and_gradio(command, flag, code, words):
+    run = answer("-X", "importtime", *command, flag)
+    assert run.returncode == code
+    assert words in run.stdout + run.stderr
+    assert "diffbir.web.command" in loaded(run)
+    assert not loaded(run) & (HEAVY | {"gradio"})
+
+
+@pytest.mark.parametrize("script", ["inference.py", "train_stage1.py", "scripts/webui.py"])
 def test_help_comes_within_a_second(script):
     """Median of five, in time of the processor: on a busy machine, others' work is not counted."""
     seconds = []
