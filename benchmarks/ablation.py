@@ -6,8 +6,8 @@ benchmarks/quality.py, and all rows get the same noise. Colours are not aligned 
 put back, because how far they drift is one of the questions. `ΔE00` is the mean CIEDE2000 of result and clean photo.
 
 <save>/report.md has the table, and by how much every row differs from the method, photo by photo; report.json and
-scores.csv the figures behind it (as of scripts/evaluate.py), plane.png the curve, <photo>_<name>.png pictures side by
-side.
+scores.csv the figures behind it (as of scripts/evaluate.py), plane.png the curve, ablation.jpg and guidance_sweep.jpg
+pictures side by side.
 """
 
 import json
@@ -17,13 +17,15 @@ import shutil
 import sys
 from argparse import Namespace
 from dataclasses import replace
-from itertools import product
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from omegaconf import DictConfig, OmegaConf
+from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
@@ -83,7 +85,9 @@ def main(argv: list[str] | None = None) -> None:
     p.add_argument("--sampling-steps", type=int, default=10, help="(default: %(default)s)")
     p.add_argument("--device", default="auto", help="that restores (default: %(default)s)")
     p.add_argument("--save", type=Path, default=Path("outputs/ablation"), help="folder (default: %(default)s)")
-    p.add_argument("--pictures", type=int, default=4, help="photos to show (default: %(default)s)")
+    p.add_argument(
+        "--pictures", type=int, nargs="*", default=[0, 1, 2, 3], help="photos to show, by number", metavar="N"
+    )
     p.add_argument("overrides", nargs="*", metavar="key=value", help="changes to the YAML of every training")
     args = p.parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
@@ -112,12 +116,11 @@ def main(argv: list[str] | None = None) -> None:
         common = restorer.options(solver=args.solver, steps=args.sampling_steps, color="none", residual=0.0)
         for title, options in variants(name, config, common).items():
             result = restore(restorer, lq, options, args.batch)
-            rows[title] = result.image
             strip = strips.setdefault(name if config.get("sweep") else "ablation", {"input": lq})
             if config.networks.get("stage1"):  # without the restoration module there is none to show
                 rows.setdefault("stage 1", result.stage1)
                 strip.setdefault("stage 1", result.stage1)
-            strip[title] = result.image
+            rows[title] = strip[title] = result.image
 
     command = ["python benchmarks/ablation.py", *map(shlex.quote, sys.argv[1:] if argv is None else argv)]
     found = evaluated(rows, hq, args.save, device)
@@ -128,11 +131,17 @@ def main(argv: list[str] | None = None) -> None:
     report.write(found, args.save)
     plots.plane(found, args.save / "plane.png")
     print("\n" + report.markdown(found))
-    for (name, strip), i in product(strips.items(), range(min(args.pictures, len(hq)))):
-        photos = {title: images[i : i + 1] for title, images in {**strip, "clean": hq}.items()}
-        zoom = max(1, 256 // args.size)  # titles need room
-        enlarged = {title: to_uint8(F.interpolate(x, scale_factor=zoom)[0]) for title, x in photos.items()}
-        write_png(args.save / f"{i:03d}_{name}.png", side_by_side(enlarged))
+    for name, strip in strips.items():
+        sheet = [shown({**strip, "clean": hq}, i) for i in args.pictures if i < len(hq)]
+        if sheet:
+            Image.fromarray(np.concatenate(sheet)).save(args.save / f"{name}.jpg", quality=90)
+
+
+def shown(rows: dict[str, Tensor], i: int) -> NDArray[np.uint8]:
+    """Photo i of every row, side by side; titles need 256 pixels."""
+    photos = {title: images[i : i + 1] for title, images in rows.items()}
+    zoom = max(1, 256 // next(iter(photos.values())).shape[-1])
+    return side_by_side({title: to_uint8(F.interpolate(x, scale_factor=zoom)[0]) for title, x in photos.items()})
 
 
 def from_pairs(config: DictConfig, args: Namespace) -> list[str]:

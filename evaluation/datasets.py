@@ -90,14 +90,14 @@ DATASETS: dict[str, tuple[str, Dataset]] = {
         "LFW-Test",
         Dataset(
             *("LFW-Test, 1,711 faces", 1711, ".", None, (512, 512), 1, "rgb", "https://github.com/TencentARC/GFPGAN"),
-            "put its aligned faces into <data>/LFW-Test",
+            "put its aligned faces into <data>/LFW-Test (FID: --against FFHQ)",
         ),
     ),
     "wider-test": (
         "WIDER-Test",
         Dataset(
             *("WIDER-Test, 970 faces", 970, ".", None, (512, 512), 1, "rgb", "https://github.com/sczhou/CodeFormer"),
-            "put its aligned faces into <data>/WIDER-Test",
+            "put its aligned faces into <data>/WIDER-Test (FID: --against FFHQ)",
         ),
     ),
 }

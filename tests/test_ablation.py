@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file
 from torch.testing import assert_close
 
@@ -163,7 +164,7 @@ def test_one_command_trains_compares_and_goes_on(tmp_path, monkeypatch, capsys):
     """What is done isn't trained again; what was trained otherwise is not passed off as this."""
     monkeypatch.chdir(tmp_path)
     arguments = ["--input", str(ROOT / "inputs/demo"), "--photos", str(ROOT / "inputs/demo"), "--count", "2"]
-    arguments += ["--only", "no_restoration", "latent_branch", "guidance_sweep", "--size", "32", "--pictures", "1"]
+    arguments += ["--only", "no_restoration", "latent_branch", "guidance_sweep", "--size", "32", "--pictures", "1", "7"]
     arguments += ["--sampling-steps", "2", "--pairs", "4", "--device", "cpu"]
     small = ["data.params.num_workers=0", "data.params.batch_size=2", "data.params.train.params.crop_size=32"]
     assert ablation.main([*arguments, "--steps", "2", *small]) == 0
@@ -171,7 +172,7 @@ def test_one_command_trains_compares_and_goes_on(tmp_path, monkeypatch, capsys):
     assert written in capsys.readouterr().out
     found = from_json(tmp_path / "outputs/ablation/report.json")
     trained, scales = ["latent branch", "no restoration"], (0, 1e3, 5e3, 2e4, 1e5)
-    assert list(found["methods"]) == ["input", trained[0], "stage 1", trained[1], *(f"guidance@{s:g}" for s in scales)]
+    assert list(found["methods"]) == ["input", "stage 1", *trained, *(f"guidance@{s:g}" for s in scales)]
     assert [(c["a"], c["b"]) for c in found["comparisons"][:2]] == [(t, trained[0]) for t in ("input", "stage 1")]
     made = tmp_path / "outputs/ablation/results"
     stage1 = pictures(made / "stage_1")
@@ -179,8 +180,13 @@ def test_one_command_trains_compares_and_goes_on(tmp_path, monkeypatch, capsys):
     assert distances == sorted(distances, reverse=True)
     clean = pictures(made / "clean")
     assert found["methods"]["stage 1"]["summary"]["psnr"]["mean"] == pytest.approx(psnr(stage1, clean).mean().item())
-    assert (tmp_path / "outputs/ablation/000_ablation.png").exists()
-    assert (tmp_path / "outputs/ablation/000_guidance_sweep.png").exists()
+    sizes = {
+        name: Image.open(tmp_path / f"outputs/ablation/{name}.jpg").size for name in ("ablation", "guidance_sweep")
+    }
+    assert sizes == {
+        "ablation": (260 * 5 - 4, 278),
+        "guidance_sweep": (260 * 8 - 4, 278),
+    }  # one photo; there is no other
 
     checkpoint = tmp_path / "runs/ablation/mini/latent_branch/checkpoints/0000002.ckpt"
     made = checkpoint.stat().st_mtime_ns
