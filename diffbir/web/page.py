@@ -226,7 +226,8 @@ def build_page(shop: Workshop, limits: Limits, examples: Sequence[Example] = ())
             work, [files, *wishes], [slider, status, *after], api_visibility="private", show_progress="minimal",
             show_progress_on=status, **limit,
         )  # fmt: skip
-        run.then(lambda: buttons(False), None, [go, stop], queue=False, **quiet)
+        for end in (run.success, run.failure):
+            end(lambda: buttons(False), None, [go, stop], queue=False, **quiet)
         stop.click(
             lambda: (*buttons(False), line("Stopped.")), None, [go, stop, status], cancels=[run], queue=False, **quiet
         )
