@@ -17,8 +17,8 @@ if workers := os.environ.get("PYTEST_XDIST_WORKER_COUNT"):
     os.environ["OMP_NUM_THREADS"] = str(threads)
     torch.set_num_threads(threads)
 
-# Some tests fork processes that train. Once anything was compiled, the first backward pass starts autograd's threads for
-# other devices, and forked processes then refuse to have one; with the first pass before, there are none.
+# Some tests fork processes that train. Once anything was compiled, the first backward pass starts autograd's threads
+# for other devices, and forked processes then refuse to have one; with the first pass before, there are none.
 torch.ones(1, requires_grad=True).backward()
 
 

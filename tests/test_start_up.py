@@ -1,8 +1,8 @@
 """Help and a wrong flag are answered before torch is loaded, which takes more than a second."""
 
+import resource
 import subprocess
 import sys
-import time
 from pathlib import Path
 from statistics import median
 
@@ -20,6 +20,12 @@ HEAVY = {"torch", "torchvision", "cv2", "PIL.Image", "pytorch_lightning"}
 
 def answer(*args: str) -> subprocess.CompletedProcess:
     return subprocess.run([sys.executable, *args], cwd=ROOT, capture_output=True, text=True)
+
+
+def processor_seconds() -> float:
+    """Of all processes that were started here and have ended."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
 
 
 def loaded(run: subprocess.CompletedProcess) -> set[str]:
@@ -61,12 +67,12 @@ def test_the_page_answers_without_torch_and_gradio(command, flag, code, words):
 
 @pytest.mark.parametrize("script", ["inference.py", "train_stage1.py", "scripts/webui.py"])
 def test_help_comes_within_a_second(script):
-    """Median of five."""
+    """Median of five, in time of the processor: on a busy machine, others' work is not counted."""
     seconds = []
     for _ in range(5):
-        start = time.perf_counter()
+        start = processor_seconds()
         answer(script, "--help")
-        seconds.append(time.perf_counter() - start)
+        seconds.append(processor_seconds() - start)
     assert median(seconds) < 1
 
 
