@@ -165,13 +165,14 @@ def build_page(shop: Workshop, limits: Limits, examples: Sequence[Example] = ())
                         }
                     yield change
 
-        def by_script(picture, preset, task, realism, upscale, seed, solver, steps, faces=False) -> str:
+        def by_script(
+            picture, preset, task, realism, upscale, seed, solver, steps, faces=False
+        ) -> Iterator[str | None]:
             """Restores a picture: as the page does, and as the command line does with the same settings."""
             with told():
                 (path,) = checked([picture] if picture else None)
                 for news in shop.restore(path, wish(preset, task, realism, upscale, seed, solver, steps, faces)):
-                    result = news.result
-                return str(result)
+                    yield news.result and str(news.result)  # nothing until the end; a script may cancel before
 
         def checked(paths: list[str] | None) -> list[Path]:
             """Raises:
