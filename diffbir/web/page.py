@@ -165,13 +165,14 @@ def build_page(shop: Workshop, limits: Limits, examples: Sequence[Example] = ())
                         }
                     yield change
 
-        def by_script(picture, preset, task, realism, upscale, seed, solver, steps, faces=False) -> str:
+        def by_script(
+            picture, preset, task, realism, upscale, seed, solver, steps, faces=False
+        ) -> Iterator[str | None]:
             """Restores a picture: as the page does, and as the command line does with the same settings."""
             with told():
                 (path,) = checked([picture] if picture else None)
                 for news in shop.restore(path, wish(preset, task, realism, upscale, seed, solver, steps, faces)):
-                    result = news.result
-                return str(result)
+                    yield news.result and str(news.result)  # nothing until the end; a script may cancel before
 
         def checked(paths: list[str] | None) -> list[Path]:
             """Raises:
@@ -226,7 +227,8 @@ def build_page(shop: Workshop, limits: Limits, examples: Sequence[Example] = ())
             work, [files, *wishes], [slider, status, *after], api_visibility="private", show_progress="minimal",
             show_progress_on=status, **limit,
         )  # fmt: skip
-        run.then(lambda: buttons(False), None, [go, stop], queue=False, **quiet)
+        for end in (run.success, run.failure):
+            end(lambda: buttons(False), None, [go, stop], queue=False, **quiet)
         stop.click(
             lambda: (*buttons(False), line("Stopped.")), None, [go, stop, status], cancels=[run], queue=False, **quiet
         )

@@ -237,6 +237,22 @@ def test_a_script_restores_as_the_command_line_does(server, photos, tmp_path):
     assert restored.read_bytes() == by_command_line(line, photos[0], tmp_path / "out")
 
 
+def test_a_script_can_cancel(server, photos):
+    from gradio_client import Client, handle_file
+
+    job = Client(server, verbose=False).submit(
+        handle_file(photos[0]), solver="ddpm", steps=100, upscale=4, api_name="/restore"
+    )
+    deadline = time.monotonic() + PATIENCE
+    while not job.outputs() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert job.outputs()
+    job.cancel()
+    start = time.monotonic()
+    script(server, photos[0])
+    assert time.monotonic() - start < 60  # 100 steps of this size take longer
+
+
 @pytest.mark.parametrize(
     "settings, words",
     [({"upscale": 8, "seed": -1}, "less than minimum"), ({"preset": "/etc/passwd"}, "not in the list of choices")],
