@@ -106,16 +106,18 @@ class FaceRestorer:
         options: Options | None = None,
         seeds: Sequence[int] | None = None,
         on_step: Callable[[int, Tensor], None] = lambda i, z_0: None,
+        on_stage1: Callable[[Tensor], None] = lambda i_reg: None,
     ) -> FacesResult:
         """See `Restorer.restore`.
 
         Args:
             on_step: called after the background's steps, and again after those of every batch of faces.
+            on_stage1: called for the background only.
         """
         options = options or self.options()
         check_images(images)
         seeds = [options.seed] * len(images) if seeds is None else seeds
-        result = self.background.restore(images, options, seeds, on_step)
+        result = self.background.restore(images, options, seeds, on_step, on_stage1)
         y, x = (new / old for new, old in zip(result.image.shape[-2:], images.shape[-2:], strict=True))
         found = [
             [RestoredFace(f, scaled(similarity(f.points), x, y), align(photo, f.points)) for f in self.find(photo)]

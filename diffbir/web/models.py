@@ -1,12 +1,14 @@
 """The models that the page offers; the one that was used last stays in memory."""
 
+import copy
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from diffbir.folder.restorers import AUTO, Restorers
+from diffbir.faces.restorer import FaceRestorer
+from diffbir.folder.restorers import AUTO, Faces, Restorers
 from diffbir.model.build import weight_files
 from diffbir.model.options import Options
 from diffbir.model.presets import PRESETS, load_preset, names, tasks_of
@@ -47,7 +49,7 @@ class Models:
         self.precision = pick_precision(precision, pick_device(device))
         asked = presets or [EMBEDDED, *(name for name in names(PRESETS) if name != EMBEDDED and whole(name))]
         self.offers = {offer.name: offer for offer in map(make_offer, asked)}
-        self.lock = threading.Lock()
+        self.lock = threading.RLock()
         self.kept: tuple[Offer, Restorers] | None = None
 
     def offer(self, name: Any) -> Offer:
@@ -76,9 +78,28 @@ class Models:
                 self.kept = None  # before the next needs room
                 self.kept = (
                     offer,
-                    Restorers(offer.preset, None, None, None, self.precision, self.offload, (), device=self.device),
-                )
-            return self.kept[1](task)
+                    Restorers(
+                        offer.preset, None, None, None, self.precision, self.offload, (),
+                        device=self.device, faces=Faces(),
+                    ),
+                )  # fmt: skip
+            return self.kept[1].whole(task)
+
+    def with_faces(self, offer: Offer, task: str | None, options: Mapping[str, Any]) -> FaceRestorer:
+        """What `--faces` would restore with; see `restorer`.
+
+        Args:
+            options: what the visitor changes, also for a preset of the faces' own.
+
+        Raises:
+            UserError: it can't be loaded.
+        """
+        with self.lock:
+            self.restorer(offer, task)
+            whole = copy.copy(self.kept[1](task))
+        if whole.own is not None:
+            whole.own = whole.faces.options(**options)
+        return whole
 
 
 def make_offer(preset: str) -> Offer:

@@ -84,9 +84,7 @@ def build_page(shop: Workshop, limits: Limits, examples: Sequence[Example] = ())
                     tasks = list(dict.fromkeys(task for offer in offers for task in offer.tasks))
                     task = gr.Dropdown([OWN, *tasks], value=OWN, label="Task", min_width=140, elem_id="task",
                                        interactive=bool(first.tasks))  # fmt: skip
-                faces = gr.Checkbox(
-                    False, label="Restore faces apart", elem_id="faces", visible=shop.with_faces is not None
-                )
+                faces = gr.Checkbox(False, label="Restore faces apart", elem_id="faces")
                 with gr.Accordion("More", open=False):
                     seed = gr.Number(0, label="Seed", precision=0, minimum=0, maximum=2**53 - 1, elem_id="seed",
                                      info="another number, another picture of the same likelihood")  # fmt: skip
@@ -114,9 +112,9 @@ def build_page(shop: Workshop, limits: Limits, examples: Sequence[Example] = ())
                     label="The same on the command line", lines=2, interactive=False, visible=False, buttons=["copy"],
                     elem_id="command",
                 )  # fmt: skip
-        wishes = [preset, task, guidance, upscale, seed, solver, steps, *([faces] if shop.with_faces else [])]
+        wishes = [preset, task, guidance, upscale, seed, solver, steps, faces]
 
-        def wish(name, task, guidance, upscale, seed, solver, steps, faces=False) -> Wish:
+        def wish(name, task, guidance, upscale, seed, solver, steps, faces) -> Wish:
             offer = shop.models.offer(name)
             return Wish(offer, task, guidance, upscale, int(seed or 0), solver, int(steps), bool(faces))
 

@@ -16,7 +16,7 @@ from diffbir.folder.restorers import AUTO
 from diffbir.folder.sizes import enlarged, header_size
 from diffbir.folder.work import Opened, read
 from diffbir.folder.writing import WriteError, write, write_result
-from diffbir.model.restorer import Cancelled, Restorer, Result, resize
+from diffbir.model.restorer import Cancelled, resize
 from diffbir.utils.cli import UserError
 from diffbir.utils.image import to_uint8
 from diffbir.utils.memory import is_out_of_memory
@@ -28,8 +28,6 @@ INPUT, STAGE1, RESULT, NOW = "input", "stage 1", "result", "now"
 SIDE, QUALITY = 1600, 92  # of pictures that are shown: pixels of the longer side, and of JPEG
 LOOKING = 0.2  # share of the time of a chain that may go into decoding previews of it
 SUFFIX = "_restored.png"
-
-Restore = Callable[..., Result]  # as `Restorer.restore`
 
 
 @dataclass(frozen=True)
@@ -54,7 +52,6 @@ class Workshop:
     folder: of uploads, results and previews.
     megapixels: of a picture and of a result, at most.
     concurrency: pictures that are restored at the same time.
-    with_faces: makes of a restorer what also restores faces apart; None where that isn't installed.
     """
 
     def __init__(
@@ -63,9 +60,8 @@ class Workshop:
         folder: Path,
         megapixels: float = 16,
         concurrency: int = 1,
-        with_faces: Callable[[Restorer], Restore] | None = None,
     ):
-        self.models, self.folder, self.megapixels, self.with_faces = models, folder, megapixels, with_faces
+        self.models, self.folder, self.megapixels = models, folder, megapixels
         self.pool = ThreadPoolExecutor(concurrency, "workshop")
 
     def look(self, path: Path) -> Path:
@@ -105,13 +101,10 @@ class Workshop:
         opened = self._open(path, defaults.upscale, wish.task == AUTO)
         if not self.models.is_loaded(wish.offer):
             report.say(f"the model {wish.offer.name} is loaded first")
-        restorer = self.models.restorer(wish.offer, opened.task or wish.chosen_task)
+        task = opened.task or wish.chosen_task
+        restorer = self.models.restorer(wish.offer, task)
         options = restorer.options(**wish.options())
-        restore = restorer.restore
-        if wish.faces:
-            if self.with_faces is None:
-                raise UserError("faces cannot be restored apart here; switch it off")
-            restore = self.with_faces(restorer)
+        whole = self.models.with_faces(wish.offer, task, wish.options()) if wish.faces else restorer
         steps = 0 if options.stage == "1" else options.steps
         size = enlarged(opened.images.shape[-2:], options.upscale)
         report.begin(resize(opened.images, size), steps)
@@ -120,7 +113,7 @@ class Workshop:
             return restorer.preview(z_0, size, options)
 
         try:
-            result = restore(
+            result = whole.restore(
                 opened.images, options, on_step=lambda i, z_0: report.step(i, z_0, look), on_stage1=report.stage1
             )
         except (RuntimeError, MemoryError) as error:
@@ -165,6 +158,7 @@ class Report:
         self.name, self.place, self.tell, self.gone = name, place, tell, gone
         self.pictures: dict[str, Path] = {}
         self.steps = self.looks = 0
+        self.sampled = False  # the photo; what is sampled after it are its faces
         self.seen, self.cost = -math.inf, 0.0  # when a step was shown last, and the seconds that decoding it took
 
     def say(self, text: str, share: float = 0.0, result: Path | None = None) -> None:
@@ -188,11 +182,15 @@ class Report:
     def step(self, i: int, z_0: Tensor, look: Callable[[Tensor], Tensor]) -> None:
         """A step is done; its estimate is shown as often as that costs little beside the steps."""
         done, start = i + 1, time.monotonic()
-        if done < self.steps and LOOKING * (start - self.seen) >= self.cost:
+        if done < self.steps and not self.sampled and LOOKING * (start - self.seen) >= self.cost:
             self.looks += 1  # another name each time: browsers keep files
             self.pictures[NOW] = show(look(z_0), self.place, f"{NOW}{self.looks}")
             self.seen = time.monotonic()
             self.cost = self.seen - start
+        if self.sampled:
+            self.say(f"faces, step {done} of {self.steps}", 1 - 1 / (self.steps + 2))
+            return
+        self.sampled = done == self.steps
         self.say(f"step {done} of {self.steps}", (1 + done) / (self.steps + 2))
 
     def end(self, image: Tensor, file: Path, seconds: float) -> None:

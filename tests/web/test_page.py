@@ -117,7 +117,7 @@ def test_a_photo_is_restored_compared_and_downloaded_as_by_the_command_line(visi
     page = visit()
     assert page.inner_text("h1") == "DiffBIR"
     assert not page.is_visible("#stop")
-    assert not page.locator("#faces").is_visible()  # nothing here restores them apart
+    assert page.locator("#faces").is_visible()
     upload(page, photos[0])
     wait_for(page, "village.jpg is here")
     set_number(page, "guidance", 60)

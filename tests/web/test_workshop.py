@@ -1,5 +1,6 @@
 """Restorations of the page, without the page."""
 
+import shlex
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -17,6 +18,8 @@ from diffbir.utils.image import read_rgb
 from diffbir.web.models import Models
 from diffbir.web.wish import Wish
 from diffbir.web.workshop import INPUT, NOW, RESULT, STAGE1, Workshop
+
+GROUP = Path(__file__).parents[1] / "faces" / "group.jpg"
 
 
 @pytest.fixture(scope="module")
@@ -129,21 +132,18 @@ def test_a_file_that_is_no_picture_is_named_without_its_folder(shop, mini, tmp_p
 def test_wrong_options_are_refused_before_anything_is_computed(shop, mini, photo):
     with pytest.raises(UserError, match="steps must be at most"):
         list(shop.restore(photo, replace(mini, steps=2000)))
-    with pytest.raises(UserError, match="faces cannot be restored"):
-        list(shop.restore(photo, replace(mini, faces=True)))
 
 
-def test_with_faces_it_is_what_faces_make_of_the_restorer(models, photo, mini, tmp_path):
-    """Here: nothing but stage 1."""
-
-    def with_faces(restorer):
-        return lambda images, options, **calls: restorer.restore(images, replace(options, stage="1"), **calls)
-
-    shop = Workshop(models, tmp_path, with_faces=with_faces)
+def test_faces_are_restored_as_the_command_line_does(models, mini, tmp_path):
+    photo = tmp_path / "group.jpg"
+    Image.open(GROUP).resize((320, 240)).save(photo)
+    shop = Workshop(models, tmp_path)
+    wish = replace(mini, faces=True)
+    *_, faces = shop.restore(photo, wish)
+    words = shlex.split(wish.command(str(photo)).replace("RESTORED", str(tmp_path / "out")))[1:]
+    assert main([*words, "--device", "cpu"]) == 0
+    assert faces.result.read_bytes() == (tmp_path / "out" / "group.png").read_bytes()
     *_, plain = shop.restore(photo, mini)
-    *_, faces = shop.restore(photo, replace(mini, faces=True))
-    stage1 = np.asarray(Image.open(plain.pictures[STAGE1])).astype(float)
-    assert np.abs(stage1 - read_rgb(faces.result)).mean() < 3
     assert not np.array_equal(read_rgb(plain.result), read_rgb(faces.result))
     shop.close()
 
