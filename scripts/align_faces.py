@@ -22,9 +22,7 @@ from diffbir.utils.image import image_names, read_rgb, to_tensor, to_uint8, writ
 @entry_point
 def main(argv: list[str] | None = None) -> int:
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    p.add_argument(
-        "--input", required=True, help="a folder of photos (searched recursively), a photo, or a list of photos"
-    )
+    p.add_argument("--input", required=True, help="a folder of photos (searched recursively), a photo, or a list")
     p.add_argument("--output", required=True, type=Path, help="folder for the faces, in the input's tree of folders")
     p.add_argument("--threshold", type=float, default=0.9, help="how sure the detector must be (default: %(default)s)")
     p.add_argument("--detector", type=Path, help="other weights of the detector (MTCNN)")
@@ -43,9 +41,8 @@ def main(argv: list[str] | None = None) -> int:
         without += [] if faces else [name]
     print(f"written: {number} faces, in {args.output}")
     if without:
-        print(
-            f"no face found in {len(without)} of the photos: {', '.join(without[:5])}{', ...' if without[5:] else ''}"
-        )
+        some = ", ".join([*without[:5], *(["..."] if without[5:] else [])])
+        print(f"no face found in {len(without)} of the photos: {some}")
     return 0
 
 
