@@ -1,5 +1,5 @@
-"""Cuts the faces out of photos, aligned to 512 pixels as models of faces have them: inputs for --task face and for presets
-of faces, and for an evaluation on aligned faces.
+"""Cuts the faces out of photos, aligned to 512 pixels as models of faces have them: for --task face, for presets of
+faces, and for an evaluation on aligned faces.
 
 Of photo.jpg the faces are OUTPUT/photo_1.png and so on, from left to right.
 """

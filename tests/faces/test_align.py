@@ -5,6 +5,7 @@ import math
 import numpy as np
 import pytest
 import torch
+
 from diffbir.faces import align
 from diffbir.faces.align import SIDE, TEMPLATE, apply, inverse, misfit, scaled, shifted, similarity, warp
 
