@@ -9,12 +9,15 @@ from PIL import Image
 from torch import nn
 
 import inference
+from diffbir.faces.align import TEMPLATE
+from diffbir.faces.detect import Detector
 from diffbir.faces.restorer import FaceRestorer
 from diffbir.folder.restorers import Faces, Restorers
 from diffbir.model.options import Options
 from diffbir.model.restorer import Restorer
 from diffbir.utils.config import ROOT
 from diffbir.utils.image import read_rgb, to_tensor
+from scripts import align_faces
 
 GROUP = ROOT / "tests" / "faces" / "group.jpg"
 GREY = ROOT / "inputs" / "demo" / "harbour-1961-grey.png"
@@ -158,3 +161,17 @@ def test_a_detector_that_is_none_is_refused_before_anything_is_written(tmp_path,
     assert inference.main([*args, "--stage", "1", "--device", "cpu"]) == 1
     assert "none.safetensors" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
+
+
+def test_the_script_cuts_the_faces_that_the_detector_finds(tmp_path, capsys):
+    photos = tmp_path / "photos" / "trip"
+    photos.mkdir(parents=True)
+    (photos / "group.jpg").write_bytes(GROUP.read_bytes())
+    (photos / "harbour.png").write_bytes(GREY.read_bytes())
+    assert align_faces.main(["--input", str(photos.parent), "--output", str(tmp_path / "out"), "--device", "cpu"]) == 0
+    assert "no face found in 1 of the photos: trip/harbour.png" in capsys.readouterr().out
+    names = sorted(path.name for path in (tmp_path / "out" / "trip").iterdir())
+    assert names == [f"group_{i}.png" for i in range(1, 7)]
+    face = to_tensor(read_rgb(tmp_path / "out" / "trip" / "group_2.png"))
+    (again,) = [f for f in Detector()(face) if abs(f.centre[0] - 256) < 60 and f.box[2] - f.box[0] > 150]
+    assert (again.points - TEMPLATE).norm(dim=1).max() < 0.15 * 126  # of the distance of the eyes
