@@ -54,7 +54,7 @@ class Workshop:
     folder: of uploads, results and previews.
     megapixels: of a picture and of a result, at most.
     concurrency: pictures that are restored at the same time.
-    with_faces: makes of a restorer what also restores faces apart; None where that isn't installed.
+    with_faces: makes of a restorer what also restores faces apart, after the rest; None where there is none.
     """
 
     def __init__(
@@ -63,7 +63,7 @@ class Workshop:
         folder: Path,
         megapixels: float = 16,
         concurrency: int = 1,
-        with_faces: Callable[[Restorer], Restore] | None = None,
+        with_faces: Callable[[Restorer, Wish], Restore] | None = None,
     ):
         self.models, self.folder, self.megapixels, self.with_faces = models, folder, megapixels, with_faces
         self.pool = ThreadPoolExecutor(concurrency, "workshop")
@@ -111,7 +111,7 @@ class Workshop:
         if wish.faces:
             if self.with_faces is None:
                 raise UserError("faces cannot be restored apart here; switch it off")
-            restore = self.with_faces(restorer)
+            restore = self.with_faces(restorer, wish)
         steps = 0 if options.stage == "1" else options.steps
         size = enlarged(opened.images.shape[-2:], options.upscale)
         report.begin(resize(opened.images, size), steps)
@@ -164,7 +164,7 @@ class Report:
     def __init__(self, name: str, place: Path, tell: Callable[[News], None], gone: threading.Event):
         self.name, self.place, self.tell, self.gone = name, place, tell, gone
         self.pictures: dict[str, Path] = {}
-        self.steps = self.looks = 0
+        self.steps = self.looks = self.done = 0
         self.seen, self.cost = -math.inf, 0.0  # when a step was shown last, and the seconds that decoding it took
 
     def say(self, text: str, share: float = 0.0, result: Path | None = None) -> None:
@@ -187,13 +187,17 @@ class Report:
 
     def step(self, i: int, z_0: Tensor, look: Callable[[Tensor], Tensor]) -> None:
         """A step is done; its estimate is shown as often as that costs little beside the steps."""
-        done, start = i + 1, time.monotonic()
-        if done < self.steps and LOOKING * (start - self.seen) >= self.cost:
+        if i < self.done:  # the steps begin again, with other pictures: those of faces
+            self.done = self.steps
+            self.say(f"faces, step {i + 1} of {self.steps}", (1 + self.steps) / (self.steps + 2))
+            return
+        self.done, start = i + 1, time.monotonic()
+        if self.done < self.steps and LOOKING * (start - self.seen) >= self.cost:
             self.looks += 1  # another name each time: browsers keep files
             self.pictures[NOW] = show(look(z_0), self.place, f"{NOW}{self.looks}")
             self.seen = time.monotonic()
             self.cost = self.seen - start
-        self.say(f"step {done} of {self.steps}", (1 + done) / (self.steps + 2))
+        self.say(f"step {self.done} of {self.steps}", (1 + self.done) / (self.steps + 2))
 
     def end(self, image: Tensor, file: Path, seconds: float) -> None:
         del self.pictures[NOW]

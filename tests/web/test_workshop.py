@@ -134,18 +134,27 @@ def test_wrong_options_are_refused_before_anything_is_computed(shop, mini, photo
 
 
 def test_with_faces_it_is_what_faces_make_of_the_restorer(models, photo, mini, tmp_path):
-    """Here: nothing but stage 1."""
+    """Here: stage 1, and a corner for a face, whose steps are told but not shown as if they were the photo."""
 
-    def with_faces(restorer):
-        return lambda images, options, **calls: restorer.restore(images, replace(options, stage="1"), **calls)
+    def with_faces(restorer, wish):
+        def restore(images, options, on_step, on_stage1):
+            result = restorer.restore(images, options, on_step=on_step, on_stage1=on_stage1)
+            restorer.restore(images[..., :16, :16], options, on_step=on_step)
+            return replace(result, image=result.stage1)
+
+        return restore
 
     shop = Workshop(models, tmp_path, with_faces=with_faces)
-    *_, plain = shop.restore(photo, mini)
-    *_, faces = shop.restore(photo, replace(mini, faces=True))
-    stage1 = np.asarray(Image.open(plain.pictures[STAGE1])).astype(float)
-    assert np.abs(stage1 - read_rgb(faces.result)).mean() < 3
-    assert not np.array_equal(read_rgb(plain.result), read_rgb(faces.result))
+    wish = replace(mini, solver="ddim", steps=3)
+    plain, faces = list(shop.restore(photo, wish)), list(shop.restore(photo, replace(wish, faces=True)))
     shop.close()
+    stage1 = np.asarray(Image.open(plain[-1].pictures[STAGE1])).astype(float)
+    assert np.abs(stage1 - read_rgb(faces[-1].result)).mean() < 3
+    assert not np.array_equal(read_rgb(plain[-1].result), read_rgb(faces[-1].result))
+    told = [item for item in faces if "faces, step" in item.text]
+    assert len(told) == 3
+    assert {item.pictures[NOW].name for item in told} == {faces[faces.index(told[0]) - 1].pictures[NOW].name}
+    assert [item.share for item in faces] == sorted(item.share for item in faces)
 
 
 def test_only_presets_whose_weights_are_here_are_offered(tmp_path):
