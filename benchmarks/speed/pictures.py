@@ -34,8 +34,10 @@ def noise(height: int, width: int) -> Tensor:
 
 def whole(args: argparse.Namespace, height: int, width: int) -> Case:
     pipeline, image = restorer(args), noise(height, width)
-    steps = {} if args.steps is None else {"steps": args.steps}
-    options = pipeline.options(**steps)
+    changes = {} if args.steps is None else {"steps": args.steps}
+    if args.tiny:
+        changes["min_side"] = 0
+    options = pipeline.options(**changes)
     networks = [pipeline.stage1, pipeline.autoencoder, pipeline.text_encoder, *pipeline.diffusion_networks]
     weights = {"ours": lambda: bytes_of(*(net for net in networks if net is not None))}
     facts = {"preset": args.preset, "pixels": f"{width}x{height}", "solver": options.solver, "steps": options.steps}
@@ -50,7 +52,7 @@ def restore(args: argparse.Namespace) -> Case:
 
 def large(args: argparse.Namespace) -> Case:
     """A picture of 3840x2160, in windows."""
-    height, width = (96, 640) if args.tiny else LARGE
+    height, width = (64, 576) if args.tiny else LARGE
     return whole(args, height, width)
 
 
