@@ -106,7 +106,7 @@ def with_additions(
 def for_inference(network: nn.Module, device: str | torch.device) -> nn.Module:
     """A network in the layout that it computes fastest in, in place.
 
-    On a CPU it can't be trained, copied or saved any more; see `model.networks.packed`.
+    On a CPU it can't be trained or saved any more; see `model.networks.packed`.
     """
     network.requires_grad_(False).eval().to(memory_format=torch.channels_last)
     if torch.device(device).type == "cpu" and dtype_of(network) == torch.float32:

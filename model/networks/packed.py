@@ -9,6 +9,7 @@ their names and values until a layer is first called.
 """
 
 from functools import cache
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -59,6 +60,12 @@ class Packed(nn.Module):
         del self.weight
         self.register_buffer("weight", weight)
 
+    def __getstate__(self) -> dict[str, Any]:
+        """For copies: their weight lies as it was at first, and they bring it into order themselves."""
+        if not self.weight.is_mkldnn:
+            return self.__dict__
+        return self.__dict__ | {"_buffers": self._buffers | {"weight": self.weight.to_dense()}}
+
 
 class PackedLinear(Packed):
     """An `nn.Linear`."""
@@ -83,6 +90,9 @@ class PackedConv2d(Packed):
         super().__init__(layer)
         self.settings = [list(layer.padding), list(layer.stride), list(layer.dilation), layer.groups]
         self.size: tuple[int, ...] = ()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return super().__getstate__() | {"size": ()}
 
     def activated(self, x: Tensor, activation: str) -> Tensor:
         """See `layers.activated`."""

@@ -207,10 +207,10 @@ def test_a_training_logs_what_the_script_says(folders):
     logged: dict[str, Tensor] = {}
 
     class Module(Trainable):
-        def log_dict(self, values, **kwargs) -> None:
-            logged.update(values)
+        def log_means(self, batch, **values) -> None:
+            logged.update({f"val/{name}": value.mean() for name, value in values.items()})
 
-    Module({}, {}, optimizer=None).log_scores(x, y)
+    Module({}, {}, optimizer=None).log_scores({"hq": y}, x)
     for name, image in zip(sorted(NAMES), x, strict=True):
         rgb = image.permute(1, 2, 0).mul(255).round().byte().numpy()
         write_png(folders / "mine" / f"{name}.png", rgb)

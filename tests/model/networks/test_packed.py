@@ -1,5 +1,7 @@
 """Packed layers compute what the originals do, keep their keys, and leave gradients and other types alone."""
 
+import copy
+
 import pytest
 import torch
 from torch import nn
@@ -78,6 +80,7 @@ def test_a_network_for_inference_computes_the_same(make, inputs):
         assert all(torch.equal(value, state[key]) for key, value in network.state_dict().items())
         assert_close(network(*x), before, rtol=1e-3, atol=1e-4)
         assert not any(type(module) in (nn.Linear, nn.Conv2d) for module in network.modules())
+        assert_close(copy.deepcopy(network)(*x), network(*x))
 
 
 def test_only_what_allows_it_is_packed():
