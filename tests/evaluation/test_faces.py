@@ -185,7 +185,8 @@ def onnx(weight: np.ndarray, bias: np.ndarray) -> bytes:
         dims = b"".join(field(1, field(1, n)) for n in shape)
         return field(1, name) + field(2, field(1, field(1, 1) + field(2, dims)))
 
-    nodes = node("Conv", ["x", "w", "b"], "maps"), node("Flatten", ["maps"], "y")
+    size = field(1, "kernel_shape") + b"".join(field(8, n) for n in weight.shape[2:]) + field(20, 7)  # integers
+    nodes = node("Conv", ["x", "w", "b"], "maps") + field(5, size), node("Flatten", ["maps"], "y")
     graph = b"".join(field(1, n) for n in nodes) + field(2, "graph")
     graph += field(5, tensor("w", weight)) + field(5, tensor("b", bias))
     graph += field(11, value("x", (1, *weight.shape[1:]))) + field(12, value("y", (1, len(weight))))
