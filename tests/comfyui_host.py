@@ -126,7 +126,7 @@ def main(folder: Path) -> dict:
     found["upscale_model"] = {
         "scale": upscale_model.scale,
         "same": torch.allclose(y, model.stage1(x).clamp(0, 1).detach(), atol=1e-5),
-        "bytes": sum(p.nbytes for p in upscale_model.model.parameters()),
+        "bytes": sum(x.nbytes for x in upscale_model.model.state_dict().values()),
     }
     (other,) = run("DiffBIRLoad", **defaults("DiffBIRLoad") | {"stage1": "net.pth"})
     found["other_stage1"] = type(other.stage1).__name__
