@@ -35,6 +35,7 @@ def quiet(path: Path, args: list[str], limit: int | None) -> None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
     os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), 1)
     os.dup2(1, 2)
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # shells leave it out for what runs in the background
     sys.exit(inference.main(args))
 
 
