@@ -182,15 +182,15 @@ class Report:
     def step(self, i: int, z_0: Tensor, look: Callable[[Tensor], Tensor]) -> None:
         """A step is done; its estimate is shown as often as that costs little beside the steps."""
         done, start = i + 1, time.monotonic()
-        if done < self.steps and not self.sampled and LOOKING * (start - self.seen) >= self.cost:
-            self.looks += 1  # another name each time: browsers keep files
-            self.pictures[NOW] = show(look(z_0), self.place, f"{NOW}{self.looks}")
-            self.seen = time.monotonic()
-            self.cost = self.seen - start
         if self.sampled:
             self.say(f"faces, step {done} of {self.steps}", 1 - 1 / (self.steps + 2))
             return
         self.sampled = done == self.steps
+        if not self.sampled and LOOKING * (start - self.seen) >= self.cost:
+            self.looks += 1  # another name each time: browsers keep files
+            self.pictures[NOW] = show(look(z_0), self.place, f"{NOW}{self.looks}")
+            self.seen = time.monotonic()
+            self.cost = self.seen - start
         self.say(f"step {done} of {self.steps}", (1 + done) / (self.steps + 2))
 
     def end(self, image: Tensor, file: Path, seconds: float) -> None:
