@@ -22,6 +22,11 @@ if workers := os.environ.get("PYTEST_XDIST_WORKER_COUNT"):
 torch.ones(1, requires_grad=True).backward()
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """What takes long comes first, so that no process is left with it at the end."""
+    items.sort(key=lambda item: item.get_closest_marker("slow") is None)
+
+
 @pytest.fixture(scope="session")
 def models_golden() -> dict[str, torch.Tensor]:
     """Outputs of the published networks, filled and fed by `tests.golden.fill`."""

@@ -178,13 +178,12 @@ def test_a_sharded_training_goes_on_bit_for_bit_and_also_in_one_process(tmp_path
         return tmp_path / name
 
     straight = steps("straight", 2 * N)
-    steps("stopped", N)
-    resumed = steps("stopped", 2 * N, "resume=auto")
+    first = f"resume={straight}/checkpoints/{N:07d}.ckpt"
+    resumed = steps("resumed", 2 * N, first)
     a, b = (state(run_dir, 2 * N) for run_dir in (straight, resumed))
     assert_equal(a["state_dict"], b["state_dict"], "weights")
     assert_equal(a["optimizer_states"], b["optimizer_states"], "optimizer")
     assert_equal(a["callbacks"]["EMA"], b["callbacks"]["EMA"], "average")
 
-    first = f"resume={straight}/checkpoints/{N:07d}.ckpt"
     run("stage2", tmp_path / "one", 2 * N, *constant, first)
     assert state(tmp_path / "one", 2 * N)["global_step"] == 2 * N

@@ -2,6 +2,7 @@
 
 import json
 import time
+from pathlib import Path
 
 import pytest
 import torch
@@ -86,10 +87,17 @@ def test_the_kit_reports_what_passes_fails_and_finds_no_time(tmp_path, capsys):
     (peak,) = json.loads((tmp_path / "results.json").read_text())
     assert peak["status"] == "passed" and peak["records"][0]["case"] == "peak"
     assert "**peak**" in (tmp_path / "performance.md").read_text()
-    item = kit.Item("wrong", ["-c", "raise SystemExit('no such card')"])
-    outcome = kit.carry_out(item, 60, tmp_path)
+    (tmp_path / "wrong.py").write_text("raise SystemExit('no such card')")
+    outcome = kit.carry_out(kit.Item("wrong", [str(tmp_path / "wrong.py")]), 60, tmp_path)
     assert outcome.status == "failed" and "no such card" in kit.markdown([outcome])
-    assert kit.carry_out(kit.Item("slow", ["-c", "import time; time.sleep(9)"]), 0.2, tmp_path).status == "out of time"
+    (tmp_path / "slow.py").write_text(
+        "import pathlib, subprocess, time\n"
+        "pathlib.Path(__file__).with_suffix('.pid').write_text(str(subprocess.Popen(['sleep', '60']).pid))\n"
+        "time.sleep(60)"
+    )
+    assert kit.carry_out(kit.Item("slow", [str(tmp_path / "slow.py")]), 2, tmp_path).status == "out of time"
+    child = Path("/proc", (tmp_path / "slow.pid").read_text(), "stat")  # ended with what started it
+    assert not child.exists() or child.read_text().split()[2] == "Z"
     assert kit.main([*arguments, "--minutes", "0", "--only", "what"]) == 0
     assert {o["status"] for o in json.loads((tmp_path / "results.json").read_text())} == {"not begun"}
 

@@ -66,7 +66,8 @@ def measure(name: str, args: argparse.Namespace) -> dict[str, Any]:
     if args.device.type == "cuda":
         torch.cuda.empty_cache()
     with torch.inference_mode(case.inference):
-        timings, outputs = interleave(case.runs, args.device, args.repeats, args.warmup)
+        warmup = 0 if case.own_process else args.warmup
+        timings, outputs = interleave(case.runs, args.device, args.repeats, warmup)
     reference = timings.get(case.reference)
     rows = []
     for way, timing in timings.items():

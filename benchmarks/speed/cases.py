@@ -50,6 +50,7 @@ class Case:
         images: how many a call computes.
         facts: what it ran with.
         inference: whether nothing in it needs a gradient.
+        own_process: whether a run is a process of its own: nothing here to warm up, and its memory isn't this one's.
     """
 
     runs: Mapping[str, Callable[[], Any]]
@@ -59,6 +60,7 @@ class Case:
     images: int = 1
     facts: Mapping[str, Any] = field(default_factory=dict)
     inference: bool = True
+    own_process: bool = False
 
 
 def overrides(args: argparse.Namespace) -> list[str]:

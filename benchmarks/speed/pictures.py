@@ -57,7 +57,7 @@ def large(args: argparse.Namespace) -> Case:
 
 
 def command(args: argparse.Namespace, count: int, side: int) -> Case:
-    """The command line over `count` new pictures, in a process of its own: memory is that process's own affair."""
+    """The command line over `count` new pictures, in a process of its own."""
     folder = tempfile.TemporaryDirectory()
     root = Path(folder.name)
     (root / "in").mkdir()
@@ -70,7 +70,7 @@ def command(args: argparse.Namespace, count: int, side: int) -> Case:
     def run(_=folder) -> None:  # the folder lives as long as the case
         subprocess.run(list(map(str, line)), cwd=ROOT, check=True, capture_output=True)
 
-    return Case({"ours": run}, images=count, facts={"pixels": f"{side}x{side}", "pictures": count})
+    return Case({"ours": run}, images=count, facts={"pixels": f"{side}x{side}", "pictures": count}, own_process=True)
 
 
 def start(args: argparse.Namespace) -> Case:

@@ -37,16 +37,16 @@ def interleave(
 ) -> tuple[dict[str, Timing], dict[str, Any]]:
     """Every repetition runs each way once, so that whatever else the machine does meets them all.
 
-    Memory is measured in a call of its own, which isn't timed.
+    Memory is measured in a call of its own, which isn't timed; not without a warm-up.
 
     Returns:
-        Timing by name; what the last warm-up call of each returned, by name.
+        Timing by name; what the last warm-up call of each returned, if any, by name.
     """
     outputs, working = {}, {}
     for name, run in runs.items():
         for _ in range(warmup):
             outputs[name] = run()
-        working[name] = working_bytes(run, device)
+        working[name] = working_bytes(run, device) if warmup else None
     times: dict[str, list[tuple[float, float]]] = {name: [] for name in runs}
     for _ in range(repeats):
         for name, run in runs.items():

@@ -14,6 +14,7 @@ import inference
 from diffbir.folder.processes import device_of
 from tests.folder import mixed
 from tests.folder.test_run import files, manifest
+from tests.forks import Running
 
 ROOT = Path(__file__).parents[2]
 ENV = {**os.environ, "OMP_NUM_THREADS": "1"}  # as torchrun has it; rounding depends on it
@@ -52,18 +53,17 @@ def test_two_processes_give_the_bytes_of_one(one, tmp_path, by, flags):
 
 
 def test_what_stops_a_process_is_said_once_and_leaves_the_rest_to_the_next_run(one, tmp_path):
-    args = command(one / "in", tmp_path / "out", "--devices", "2")
-    run = subprocess.run([*args, "weights.stage1=no.safetensors"], cwd=ROOT, env=ENV, capture_output=True, text=True)
-    assert run.returncode == 1
-    assert run.stderr.count("error: ") == 1 and "weights not found" in run.stderr
-    process = subprocess.Popen(args, cwd=ROOT, env=ENV, stderr=subprocess.PIPE, text=True)
-    while not list((tmp_path / "out").rglob("*.png")):
-        assert process.poll() is None
-        time.sleep(0.005)
-    process.send_signal(signal.SIGTERM)
-    errors = process.communicate()[1]
-    assert process.returncode in (143, 1), errors  # 1: it was done just then
-    assert "Traceback" not in errors
+    args = command(one / "in", tmp_path / "out", "--devices", "2")[1:]
+    with Running(*args, "weights.stage1=no.safetensors") as process:
+        assert process.wait() == 1
+        assert process.output.count("error: ") == 1 and "weights not found" in process.output
+    with Running(*args) as process:
+        while not list((tmp_path / "out").rglob("*.png")):
+            assert process.poll() is None, process.output
+            time.sleep(0.005)
+        process.send_signal(signal.SIGTERM)
+        assert process.wait() in (143, 1), process.output  # 1: it was done just then
+        assert "Traceback" not in process.output
     assert len(manifest(tmp_path / "out")) == 6
 
 

@@ -18,11 +18,10 @@ from PIL import Image
 import inference
 from diffbir.utils.image import read_rgb
 from tests.folder import mixed
+from tests.forks import CONTEXT, begin
 
 TIMES = ("seconds", "finished")
 FAST = ["--stage", "1", "--device", "cpu"]
-CONTEXT = multiprocessing.get_context("forkserver")
-CONTEXT.set_forkserver_preload(["diffbir.restore"])
 
 
 def run(*args: object) -> int:
@@ -33,9 +32,7 @@ def quiet(path: Path, args: list[str], limit: int | None) -> None:
     """In a process of its own: the command line, with all that it says in a file."""
     if limit is not None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
-    os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), 1)
-    os.dup2(1, 2)
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # shells leave it out for what runs in the background
+    begin(path)
     sys.exit(inference.main(args))
 
 
