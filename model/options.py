@@ -75,7 +75,8 @@ class Options:
     color: str = option("wavelet", "colour alignment to stage 1", ALIGNMENTS)
     tile: int = option(
         512,
-        "side of the windows that larger images are computed in, pixels; 0 is never, -1 what fits free memory",
+        "side of the windows that larger images are computed in, pixels, up to half as large again where that is less "
+        "work; 0 is never, -1 what fits free memory",
         low=AUTOMATIC,
     )
     min_side: int = option(

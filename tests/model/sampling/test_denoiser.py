@@ -200,6 +200,7 @@ def test_a_cache_forgets_what_has_another_size():
 def test_other_windows_after_running_out_of_memory_reuse_nothing_of_the_old_ones(every, monkeypatch):
     """Memory runs out in the second window of the third step; from there on, all is as if smaller windows began."""
     monkeypatch.setattr(tiling, "SMALLEST", 32)
+    monkeypatch.setattr(tiling, "STRETCH", 1)
     restorer = Restorer.from_config(load_preset("mini", overrides=["sampling.solver=ddim"]))
     f, unet, chain = restorer.autoencoder.factor, restorer.network.unet, (900, 800, 700, 600, 500)
     latent = data("latent", (1, restorer.autoencoder.z_channels, 96 // f, 96 // f))
@@ -214,12 +215,12 @@ def test_other_windows_after_running_out_of_memory_reuse_nothing_of_the_old_ones
     def scarce(module, inputs):
         side = inputs[0].shape[-1]
         calls.append(side)
-        if side == large and calls.count(large) == 2 * 4 + 2:
+        if side == large and calls.count(large) in (2 * 4 + 2, 2 * 4 + 3):  # the second plan has the same windows
             raise torch.OutOfMemoryError
 
     hook = unet.input_blocks[0].register_forward_pre_hook(scarce)
     found = run(64, chain)[2:]
     hook.remove()
-    assert calls.count(large) == 2 * 4 + 2
+    assert calls.count(large) == 2 * 4 + 3
     for a, b in zip(found, expected, strict=True):
         assert torch.equal(a, b)

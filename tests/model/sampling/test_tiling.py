@@ -1,5 +1,6 @@
 """Windows over large pictures: exact cover, no seams."""
 
+import dataclasses
 import itertools
 
 import pytest
@@ -130,11 +131,40 @@ def test_plans_shrink_and_can_be_cut(multiple, pixels):
     found = plans(512, torch.device("cuda"), multiple, pixels)
     assert found[0].tile == 512 // pixels
     assert [w.batch for w in found[:3]] == [4, 2, 1]
-    assert plans(512, CPU, multiple, pixels) == found[2:]  # nothing is gained there by computing windows together
+    first, *others = plans(512, CPU, multiple, pixels)  # nothing is gained there by computing windows together
+    assert others == found[2:] and first == dataclasses.replace(others[0], most=768 // pixels)
+    assert found[0].most == 768 // pixels and all(w.most == w.tile for w in found[1:])
     assert all(b.tile * b.batch < a.tile * a.batch for a, b in itertools.pairwise(found))
     for w in found:
         assert 2 * w.margin < w.overlap < w.tile
         assert all(n % multiple == 0 for n in (w.tile, w.overlap))
+
+
+@pytest.mark.parametrize(
+    "size, side, number",
+    [
+        ((512, 512), 512, 1),
+        ((640, 480), 640, 1),
+        ((768, 768), 768, 1),
+        ((1024, 1024), 640, 4),
+        ((576, 1024), 640, 2),
+        ((2048, 2048), 512, 25),
+    ],
+)
+def test_windows_are_larger_where_less_is_computed_then(size, side, number):
+    found = []
+
+    def function(cut):
+        found.append(cut(x))
+        return found[-1]
+
+    windows = plans(512, CPU, 64)[0]
+    x = torch.rand(1, 1, *size)
+    assert_close(in_windows(function, *size, windows), x)
+    assert windows.fitted(*size).tile == side and len(found) == number
+    computed = sum(part.shape[-2] * part.shape[-1] for part in found)
+    rigid = plans(512, CPU, 64)[1]
+    assert computed <= rigid.computed(size[0]) * rigid.computed(size[1])
 
 
 def test_automatic_windows_follow_free_memory(monkeypatch):
@@ -197,7 +227,7 @@ def seams(image: Tensor, whole: Tensor, windows: Windows) -> float:
 
 @pytest.mark.parametrize("tile", [64, 128])
 def test_stage_1_has_no_seams(restorer, photo, tile):
-    windows = plans(tile, CPU, restorer.stage1.multiple)[0]
+    windows = plans(tile, CPU, restorer.stage1.multiple)[0].fitted(*photo.shape[-2:])
     whole, tiled = (restorer.restore(photo, restorer.options(stage="1", tile=t)).image for t in (NEVER, tile))
     assert not torch.equal(tiled, whole)
     assert seams(tiled, whole, windows) <= 1.05
@@ -208,7 +238,7 @@ def test_stage_1_has_no_seams(restorer, photo, tile):
 
 def test_the_pipeline_has_no_seams(restorer, photo):
     tile, unit = 128, restorer.autoencoder.factor
-    windows = plans(tile, CPU, restorer.network.unet.factor, unit)[0]
+    windows = plans(tile, CPU, restorer.network.unet.factor, unit)[0].fitted(*(n // unit for n in photo.shape[-2:]))
     in_pixels = Windows(windows.tile * unit, windows.overlap * unit, windows.margin * unit, windows.multiple * unit)
     whole, tiled = (restorer.restore(photo, restorer.options(steps=2, tile=t)).image for t in (NEVER, tile))
     assert seams(tiled, whole, in_pixels) <= 1.05
