@@ -82,6 +82,11 @@ def parser(name: str | None = None) -> argparse.ArgumentParser:
     machine = p.add_argument_group("machine")
     add_machine(machine)
     machine.add_argument(
+        "--compile",
+        action="store_true",
+        help="compile stage 1, UNet and branch: minutes for the first picture of a size, faster from then on",
+    )
+    machine.add_argument(
         "--devices",
         type=between(1, 4096),
         default=1,

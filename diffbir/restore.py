@@ -105,7 +105,7 @@ def prepare(args: argparse.Namespace, output: Path, crew: Team, until_done: Exit
         faces = Faces(args.face_preset, flags, args.face_threshold, args.only_center_face, args.face_detector)
     restorers = Restorers(
         args.preset, args.task, args.stage1, args.stage, pick_precision(args.precision, device), args.offload,
-        tuple(args.overrides), tuple(args.lora), first, faces,
+        tuple(args.overrides), tuple(args.lora), first, faces, args.compile,
     )  # fmt: skip
     options = options_of(restorers.config(), flags)
     settings = Settings(

@@ -56,6 +56,8 @@ from diffbir.utils.precision import HALF, PRECISIONS, dtype_of
 
 log = logging.getLogger(__name__)
 
+COMPILED = ("stage1", "unet", "branch")  # not the autoencoder, whose strips have many sizes
+
 
 @dataclass(frozen=True)
 class Result:
@@ -165,6 +167,7 @@ class Restorer:
         offload: bool = False,
         overrides: Iterable[str] = (),
         lora: Sequence[str] = (),
+        compiled: Mapping[str, Any] | None = None,
     ) -> "Restorer":
         """Builds from a preset's name or YAML.
 
@@ -172,14 +175,14 @@ class Restorer:
             device: 'auto' is the best that there is here.
             precision: of the networks: fp32, fp16, bf16; 'auto' is fp16 on CUDA and fp32 elsewhere.
             preset, task, stage1, overrides, lora: see `model.presets.load_preset`.
-            stage, offload: see `from_config`.
+            stage, offload, compiled: see `from_config`.
 
         Raises:
             UserError: an unknown name, a wrong key or value, or weights that are missing or do not fit.
         """
         config = load_preset(preset, task, stage1, overrides, lora)
         device = pick_device(device)
-        return cls.from_config(config, device, pick_precision(precision, device), stage, offload)
+        return cls.from_config(config, device, pick_precision(precision, device), stage, offload, compiled)
 
     @classmethod
     def from_config(
@@ -189,6 +192,7 @@ class Restorer:
         precision: str = "fp32",
         stage: str | None = None,
         offload: bool = False,
+        compiled: Mapping[str, Any] | None = None,
     ) -> "Restorer":
         """Builds from a preset (see `model.presets.load_preset`).
 
@@ -196,6 +200,8 @@ class Restorer:
             precision: key of `PRECISIONS`. With fp16 the autoencoder is float32: its activations exceed fp16's range.
             stage: builds only what this stage needs (see `Options.stage`); the preset's own if None.
             offload: see the class.
+            compiled: options of `torch.compile`, for stage 1, UNet and branch: the first picture of a size takes
+                minutes, those after it less time.
 
         Raises:
             UserError: a wrong key or value, or weights that are missing or do not fit.
@@ -220,9 +226,9 @@ class Restorer:
 
         networks = build(config, only)
         if stage == "1":
-            for_inference(networks["stage1"], device)
+            for_inference(networks["stage1"], device, compiled)
             return cls(**networks, defaults=defaults, device=device, offload=offload)
-        one_step = None
+        one_step, own = None, {}
         if node := config.get("one_step"):
             check_keys(node, (), ("weights", "lora", "sampling"))
             own = {"unet": networks.pop("unet"), "branch": networks.pop("branch", None)}
@@ -234,11 +240,11 @@ class Restorer:
             if lora := node.get("lora"):
                 networks |= own
                 own = with_additions({**own, "autoencoder": networks["autoencoder"]}, lora, copied=True)
-            decoder = own.pop("autoencoder", None)
-            one_step = OneStep(ControlledUNet(**own), sampling_of(node, "one_step."), decoder)
-        for network in (*networks.values(), one_step and one_step.network, one_step and one_step.autoencoder):
+            network = ControlledUNet(own["unet"], own["branch"])
+            one_step = OneStep(network, sampling_of(node, "one_step."), own.get("autoencoder"))
+        for name, network in (*networks.items(), *own.items()):
             if network is not None:
-                for_inference(network, device)
+                for_inference(network, device, compiled if name in COMPILED else None)
         diffusion = instantiate(config.diffusion, "diffusion")
         return cls(
             **networks, diffusion=diffusion, one_step=one_step, defaults=defaults, device=device, offload=offload

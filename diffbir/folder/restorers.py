@@ -58,6 +58,7 @@ class Restorers:
     lora: tuple[str, ...] = ()
     device: str = "auto"
     faces: Faces | None = None
+    compiled: bool = False
     built: dict[str | None, Restorer] = field(default_factory=dict, repr=False)
     with_faces: dict[str | None, FaceRestorer] = field(default_factory=dict, repr=False)
 
@@ -104,12 +105,15 @@ class Restorers:
         """What finds and restores faces, beside a restorer of the background."""
         restorer, options = background, None
         if preset := self.faces.preset or PARTNERS.get(self.preset):
-            restorer = Restorer.from_preset(preset, self.device, self.precision, stage=self.stage, offload=self.offload)
+            restorer = Restorer.from_preset(preset, self.device, self.precision, stage=self.stage, **self.machine())
             options = self.faces.options
         elif self.stage1 is None and self.stage != "2" and self.task != FACE and FACE in tasks_of(self.preset):
             restorer = self.whole(FACE)
         detector = Detector(self.faces.detector, background.device, self.faces.threshold)
         return FaceRestorer(background, restorer, detector, options, self.faces.only_center)
+
+    def machine(self) -> dict[str, Any]:
+        return {"offload": self.offload, "compiled": {} if self.compiled else None}
 
     def whole(self, task: str | None) -> Restorer:
         """The restorer of a task without regard to faces."""
@@ -122,7 +126,7 @@ class Restorers:
                 task=task or self.task,
                 stage1=self.stage1,
                 stage=self.stage if whole is None else "1",
-                offload=self.offload,
+                **self.machine(),
                 overrides=self.overrides,
                 lora=self.lora,
             )

@@ -3,7 +3,7 @@
 Attribute names are those of the published Stable Diffusion checkpoints.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from diffbir.model.networks.attention import attention
-from diffbir.model.networks.layers import Upsample
+from diffbir.model.networks.layers import Upsample, plus, silu
 
 
 @dataclass(frozen=True)
@@ -39,6 +39,12 @@ def norm(channels: int, groups: int) -> nn.GroupNorm | nn.Identity:
     return nn.GroupNorm(groups, channels, eps=1e-6) if groups else nn.Identity()
 
 
+def normed(layer: nn.Module, x: Tensor) -> Tensor:
+    """The norm of x, then SiLU; x itself stays as it is, for the skip."""
+    h = layer(x)
+    return silu(h, own=h is not x)
+
+
 class ResnetBlock(nn.Module):
     """Two convolutions with a skip: (B, in, H, W) -> (B, out, H, W)."""
 
@@ -54,9 +60,10 @@ class ResnetBlock(nn.Module):
             self.nin_shortcut = nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
-        h = self.conv1(F.silu(self.norm1(x)))
-        h = self.conv2(F.silu(self.norm2(h)))
-        return self.nin_shortcut(x) + h
+        h = self.conv1(normed(self.norm1, x))
+        h = normed(self.norm2, h)  # on a line of its own, after which the input of the norm is free
+        h = self.conv2(h)
+        return plus(h, self.nin_shortcut(x))
 
 
 class AttnBlock(nn.Module):
@@ -101,11 +108,10 @@ class Level(nn.Module):
         if upsample is not None:
             self.upsample = upsample
 
-    def forward(self, x: Tensor) -> Tensor:
+    def __iter__(self) -> Iterator[nn.Module]:
+        """The layers one by one: a level that was called would keep its input, the largest there is, to its end."""
         for module in self.children():
-            for layer in module if isinstance(module, nn.ModuleList) else [module]:
-                x = layer(x)
-        return x
+            yield from module if isinstance(module, nn.ModuleList) else [module]
 
 
 class Mid(nn.Module):
@@ -138,8 +144,9 @@ class Encoder(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         h = self.conv_in(x)
         for level in self.down:
-            h = level(h)
-        return self.conv_out(F.silu(self.norm_out(self.mid(h))))
+            for layer in level:
+                h = layer(h)
+        return self.conv_out(normed(self.norm_out, self.mid(h)))
 
 
 class Decoder(nn.Module):
@@ -162,8 +169,9 @@ class Decoder(nn.Module):
     def forward(self, z: Tensor) -> Tensor:
         h = self.mid(self.conv_in(z))
         for level in reversed(self.up):
-            h = level(h)
-        return self.conv_out(F.silu(self.norm_out(h)))
+            for layer in level:
+                h = layer(h)
+        return self.conv_out(normed(self.norm_out, h))
 
 
 class AutoencoderKL(nn.Module):

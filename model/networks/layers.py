@@ -52,6 +52,27 @@ def zero_module(module: nn.Module) -> nn.Module:
     return module
 
 
+def silu(x: Tensor, own: bool = True) -> Tensor:
+    """x sigmoid(x), in the place of x where no gradient is computed: a pass over memory less.
+
+    Args:
+        own: whether nobody else reads x.
+    """
+    return F.silu(x, inplace=own and not torch.is_grad_enabled())
+
+
+def plus(x: Tensor, y: Tensor) -> Tensor:
+    """x + y, in the place of x where no gradient is computed; nobody else may read x then."""
+    return x + y if torch.is_grad_enabled() else x.add_(y)
+
+
+class SiLU(nn.Module):
+    """`silu` after a layer whose result nobody else reads."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return silu(x)
+
+
 def activated(layer: nn.Module, x: Tensor, activation: str) -> Tensor:
     """The activation, one of `ACTIVATIONS`, of a layer's result; packed layers apply it while that is in the cache."""
     if hasattr(layer, "activated"):

@@ -19,6 +19,7 @@ from diffbir.model.networks.layers import ACTIVATIONS, SLOPE, DoublingConv2d, in
 from diffbir.model.networks.unet import GEGLU
 
 OPS = torch.ops.mkldnn
+WIDE = 1024  # channels
 FUSED = {
     "": ("none", [], ""),
     "gelu": ("gelu", [], "none"),
@@ -123,6 +124,18 @@ class PackedDoublingConv2d(Packed):
         return interleave(phase.activated(x, activation) for phase in self.phases)
 
 
+class PackedWideDoublingConv2d(PackedConv2d):
+    """A `DoublingConv2d` as the convolution of the doubled picture that it is, for one of `WIDE` channels.
+
+    Four kernels of 2x2 take 16/9 of the memory of one of 3x3 (46 MB more for 1280 channels in Stable Diffusion's UNet),
+    and where a network is so wide, its picture is too small for the time that they spare to matter.
+    """
+
+    def activated(self, x: Tensor, activation: str) -> Tensor:
+        """See `layers.activated`."""
+        return super().activated(F.interpolate(x, scale_factor=2.0, mode="nearest"), activation)
+
+
 class PackedGEGLU(nn.Module):
     """A `GEGLU` whose halves are layers of their own: the activation costs nothing, and half the memory is enough."""
 
@@ -163,7 +176,7 @@ def packed(layer: nn.Module) -> nn.Module:
     if type(layer) is GEGLU:
         return PackedGEGLU(layer)
     if type(layer) is DoublingConv2d:
-        return PackedDoublingConv2d(layer)
+        return PackedDoublingConv2d(layer) if layer.in_channels < WIDE else PackedWideDoublingConv2d(layer)
     if type(layer) is nn.Conv2d and layer.padding_mode == "zeros" and not isinstance(layer.padding, str):
         return PackedConv2d(layer)
     return layer

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from diffbir.model.networks.attention import attention
-from diffbir.model.networks.layers import Upsample, repeat_to, timestep_embedding, zero_module
+from diffbir.model.networks.layers import SiLU, Upsample, plus, repeat_to, timestep_embedding, zero_module
 
 
 class ResBlock(nn.Module):
@@ -21,13 +21,13 @@ class ResBlock(nn.Module):
         super().__init__()
         self.in_layers = nn.Sequential(
             nn.GroupNorm(groups, in_channels),
-            nn.SiLU(),
+            SiLU(),
             nn.Conv2d(in_channels, out_channels, 3, padding=1),
         )
         self.emb_layers = nn.Sequential(nn.SiLU(), nn.Linear(emb_dim, out_channels))
         self.out_layers = nn.Sequential(
             nn.GroupNorm(groups, out_channels),
-            nn.SiLU(),
+            SiLU(),
             nn.Identity(),  # published checkpoints count a dropout here
             zero_module(nn.Conv2d(out_channels, out_channels, 3, padding=1)),
         )
@@ -38,8 +38,8 @@ class ResBlock(nn.Module):
 
     def forward(self, x: Tensor, emb: Tensor) -> Tensor:
         """x: (n B, in, H, W), emb: (B, emb_dim) -> (n B, out, H, W)."""
-        h = self.in_layers(x) + repeat_to(self.emb_layers(emb), len(x))[..., None, None]
-        return self.skip_connection(x) + self.out_layers(h)
+        h = plus(self.in_layers(x), repeat_to(self.emb_layers(emb), len(x))[..., None, None])
+        return plus(self.out_layers(h), self.skip_connection(x))
 
 
 class CrossAttention(nn.Module):
@@ -98,11 +98,11 @@ class TransformerBlock(nn.Module):
 
     def forward(self, x: Tensor, context: Tensor | None) -> Tensor:
         """x: (B, L, dim), context: (n B, S, context_dim) -> (n B, L, dim)."""
-        x = x + self.attn1(self.norm1(x))
+        x = plus(self.attn1(self.norm1(x)), x)
         if self.has_text:
             x = repeat_to(x, len(context))
-            x = x + self.attn2(self.norm2(x), context)
-        return x + self.ff(self.norm3(x))
+            x = plus(self.attn2(self.norm2(x), context), x)
+        return plus(self.ff(self.norm3(x)), x)
 
 
 class SpatialTransformer(nn.Module):
@@ -120,7 +120,8 @@ class SpatialTransformer(nn.Module):
         h = self.proj_in(self.norm(x).flatten(2).transpose(1, 2))  # (B, HW, C)
         for block in self.transformer_blocks:
             h = block(h, context)
-        return repeat_to(x, len(h)) + self.proj_out(h).transpose(1, 2).reshape(len(h), *x.shape[1:])
+        h = self.proj_out(h).transpose(1, 2).reshape(len(h), *x.shape[1:])
+        return plus(h, repeat_to(x, len(h)))
 
 
 class Downsample(nn.Module):
@@ -272,7 +273,7 @@ class UNet(UNetEncoder):
                 channels = width
         self.out = nn.Sequential(
             nn.GroupNorm(self.norm_groups, channels),
-            nn.SiLU(),
+            SiLU(),
             zero_module(nn.Conv2d(channels, out_channels, 3, padding=1)),
         )
 

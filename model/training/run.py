@@ -5,9 +5,7 @@ import logging
 import shlex
 import subprocess
 import sys
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import pytorch_lightning as L
 import torch
@@ -15,10 +13,9 @@ from omegaconf import DictConfig, OmegaConf
 from pytorch_lightning.plugins.precision import MixedPrecision
 from pytorch_lightning.strategies import FSDPStrategy, ModelParallelStrategy
 from pytorch_lightning.utilities import rank_zero_only
-from torch import nn
 
 from diffbir.dataset.preflight import quick_check
-from diffbir.model.build import build_networks, weight_files
+from diffbir.model.build import build_networks, compile_network, weight_files
 from diffbir.model.training.base import Trainable
 from diffbir.model.training.checkpointing import choose_checkpoint, find_checkpoint
 from diffbir.model.training.guards import Stop
@@ -145,15 +142,6 @@ def build_module(config: DictConfig) -> Trainable:
         for network in [*module.trained.values(), *module.frozen.values()]:
             compile_network(network, {} if options is True else options)
     return module
-
-
-def compile_network(network: nn.Module, options: Mapping[str, Any]) -> None:
-    """Compiles what a network is called by, in place, so that no name of a weight changes."""
-    methods = getattr(network, "entry_points", ())
-    if not methods:
-        network.compile(**options)
-    for method in methods:
-        setattr(network, method, torch.compile(getattr(network, method), **options))
 
 
 @rank_zero_only

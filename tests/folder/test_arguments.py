@@ -10,9 +10,8 @@ import inference
 from diffbir.command import parse, parser
 from tests.folder import mixed
 
-FLAGS = sorted(
-    flag for action in parser()._actions for flag in action.option_strings if flag not in ("--help", "-h", "--devices")
-)
+SLOW = ("--help", "-h", "--devices", "--compile")
+FLAGS = sorted(flag for action in parser()._actions for flag in action.option_strings if flag not in SLOW)
 WORDS = [
     "1",
     "0",
@@ -125,3 +124,15 @@ def test_stray_words_are_refused(args, capsys):
         parse([*args, "--output", "x"])
     assert error.value.code == 2
     assert "error: " in capsys.readouterr().err
+
+
+def test_compile_is_for_what_computes_most(tmp_path, monkeypatch):
+    compiled = []
+    monkeypatch.setattr(
+        "diffbir.model.build.compile_network", lambda network, options: compiled.append(type(network).__name__)
+    )
+    (tmp_path / "a.png").write_bytes(mixed.encoded(mixed.crop(0, 16), "PNG"))
+    line = ["--input", str(tmp_path / "a.png"), "--output", str(tmp_path / "out"), "--device", "cpu"]
+    assert inference.main([*line, "--compile"]) == 0
+    assert sorted(compiled) == ["LatentBranch"] * 2 + ["SwinIR"] + ["UNet"] * 2
+    assert inference.main([*line, "--overwrite"]) == 0 and len(compiled) == 5

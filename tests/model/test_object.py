@@ -158,3 +158,15 @@ def test_the_example_of_the_readme_runs(tmp_path, monkeypatch, crop):
     assert Image.open(tmp_path / "restored.png").size == (82, 60)
     assert names["restored"].shape == crop.shape
     assert len(names["sizes"]) == 2
+
+
+def test_compiled_networks_compute_the_same(restorer, crop):
+    """With the backend that only traces: it needs no compiler."""
+    compiled = Restorer.from_preset("mini", device="cpu", compiled={"backend": "eager"})
+    networks = [compiled.stage1]
+    for network in compiled.diffusion_networks:
+        networks += [network.unet, network.branch]
+    assert all(network._compiled_call_impl is not None for network in networks) and len(networks) == 5
+    for options in ({}, FAST):
+        difference = compiled(crop, **options).astype(int) - restorer(crop, **options)
+        assert abs(difference).max() <= 1, options

@@ -23,6 +23,7 @@ LAYERS = {
     "groups": (nn.Conv2d(24, 48, 3, padding=1, groups=2), (1, 24, 9, 6)),
     "gated": (GEGLU(24, 40), (2, 7, 24)),
     "doubling": (DoublingConv2d(24, 40), (2, 24, 9, 6)),
+    "wide doubling": (DoublingConv2d(packed.WIDE, 8), (1, packed.WIDE, 3, 2)),
 }
 
 
