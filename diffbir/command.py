@@ -185,8 +185,9 @@ def add_machine(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--precision",
         default="auto",
-        choices=("auto", *PRECISIONS),
-        help="of the networks; auto is fp16 on a GPU and fp32 elsewhere (default: %(default)s)",
+        choices=("auto", "fastest", *PRECISIONS),
+        help="of the networks; auto is fp16 on a GPU and fp32 elsewhere; fastest also is bf16 on a CPU, if that is "
+        "measured to be faster there (default: %(default)s)",
     )
     group.add_argument(
         "--offload", action="store_true", help="keep only the network that computes in GPU memory: slower"

@@ -16,7 +16,6 @@ from diffbir.model.weights.checkpoint import find_weights, load_weights
 from diffbir.model.weights.lora_file import ADVICE, read_lora
 from diffbir.utils.cli import UserError
 from diffbir.utils.config import ConfigError, instantiate
-from diffbir.utils.precision import dtype_of
 
 
 def weight_files(config: DictConfig) -> dict[str, str]:
@@ -130,7 +129,7 @@ def for_inference(
     network.requires_grad_(False).eval().to(memory_format=torch.channels_last)
     if compiled is not None:
         compile_network(network, compiled)
-    elif torch.device(device).type == "cpu" and dtype_of(network) == torch.float32:
+    elif torch.device(device).type == "cpu":
         for part in network.modules():
             if getattr(part, "packs", False):
                 pack(part)

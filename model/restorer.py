@@ -173,7 +173,8 @@ class Restorer:
 
         Args:
             device: 'auto' is the best that there is here.
-            precision: of the networks: fp32, fp16, bf16; 'auto' is fp16 on CUDA and fp32 elsewhere.
+            precision: of the networks: fp32, fp16, bf16; 'auto' is fp16 on CUDA and fp32 elsewhere; 'fastest' also is
+                bf16 on a CPU, if that is measured to be faster there.
             preset, task, stage1, overrides, lora: see `model.presets.load_preset`.
             stage, offload, compiled: see `from_config`.
 

@@ -1,6 +1,8 @@
 """What all test modules share: threads and fixtures."""
 
+import ctypes
 import os
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +18,12 @@ if workers := os.environ.get("PYTEST_XDIST_WORKER_COUNT"):
     threads = max(1, torch.get_num_threads() // int(workers))
     os.environ["OMP_NUM_THREADS"] = str(threads)
     torch.set_num_threads(threads)
+
+with suppress(AttributeError):  # only glibc has it
+    # Memory that a test frees is used again, instead of being given back and fetched anew: a tenth of the time.
+    M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
+    ctypes.CDLL(None).mallopt(M_TRIM_THRESHOLD, 2**28)
+    ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, 2**26)
 
 # Some tests fork processes that train. Once anything was compiled, the first backward pass starts autograd's threads
 # for other devices, and forked processes then refuse to have one; with the first pass before, there are none.

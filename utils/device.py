@@ -1,6 +1,9 @@
 """Where to compute, and in which precision, where nobody says so."""
 
+import time
+
 import torch
+import torch.nn.functional as F
 
 from diffbir.utils.cli import UserError
 from diffbir.utils.precision import PRECISIONS
@@ -22,13 +25,34 @@ def pick_device(name: str | torch.device) -> torch.device:
 
 
 def pick_precision(name: str, device: torch.device) -> str:
-    """Resolves 'auto': fp16 on CUDA and fp32 elsewhere; a key of `PRECISIONS`.
+    """Resolves 'auto' (fp16 on CUDA, else fp32) and 'fastest' (on a CPU, that is measured); a key of `PRECISIONS`.
 
     Raises:
         UserError: an unknown precision.
     """
     if name == "auto":
         return "fp16" if device.type == "cuda" else "fp32"
+    if name == "fastest":
+        return fastest_on_cpu() if device.type == "cpu" else "fp16" if device.type == "cuda" else "fp32"
     if name not in PRECISIONS:
-        raise UserError(f"there is no precision '{name}'; give auto, {', '.join(PRECISIONS)}")
+        raise UserError(f"there is no precision '{name}'; give auto, fastest, {', '.join(PRECISIONS)}")
     return name
+
+
+def fastest_on_cpu(repeats: int = 5) -> str:
+    """fp32 or bf16, by the least time of a convolution; a CPU may have instructions for bf16 and yet be slower."""
+    if not torch.ops.mkldnn._is_mkldnn_bf16_supported():
+        return "fp32"  # bf16 would be emulated
+    least = {}
+    for name in ("fp32", "bf16"):
+        dtype = PRECISIONS[name]
+        x = torch.ones(1, 128, 64, 64, dtype=dtype).to(memory_format=torch.channels_last)
+        weight = torch.ones(128, 128, 3, 3, dtype=dtype)
+        times = []
+        with torch.inference_mode():
+            for _ in range(1 + repeats):
+                start = time.perf_counter()
+                F.conv2d(x, weight, padding=1)
+                times.append(time.perf_counter() - start)
+        least[name] = min(times[1:])
+    return min(least, key=least.get)

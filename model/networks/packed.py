@@ -8,6 +8,7 @@ The layers compute what the originals do up to rounding, and give a gradient for
 their names and values until a layer is first called.
 """
 
+from collections.abc import Callable
 from functools import cache
 from typing import Any
 
@@ -17,8 +18,10 @@ from torch import Tensor, nn
 
 from diffbir.model.networks.layers import ACTIVATIONS, SLOPE, DoublingConv2d, interleave, phases
 from diffbir.model.networks.unet import GEGLU
+from diffbir.utils.precision import dtype_of
 
 OPS = torch.ops.mkldnn
+TOLERANCES = {torch.float32: {"rtol": 1e-3, "atol": 1e-4}, torch.bfloat16: {"rtol": 3e-2, "atol": 3e-2}}
 WIDE = 1024  # channels
 FUSED = {
     "": ("none", [], ""),
@@ -28,19 +31,21 @@ FUSED = {
 
 
 @cache
-def available() -> bool:
+def available(dtype: torch.dtype = torch.float32) -> bool:
     """Whether this torch, on this machine, has the operators and they compute what is expected."""
-    if not torch.backends.mkldnn.is_available():
+    if not torch.backends.mkldnn.is_available() or dtype not in TOLERANCES:
         return False
-    x = torch.linspace(-1, 1, 2048, device="cpu")
+    if dtype == torch.bfloat16 and not torch.ops.mkldnn._is_mkldnn_bf16_supported():
+        return False  # it would be emulated
+    x = torch.linspace(-1, 1, 2048, device="cpu").to(dtype)
     layers = {
-        (64, 32): nn.Linear(32, 32, device="cpu"),
-        (1, 32, 8, 8): nn.Conv2d(32, 32, 3, padding=1, device="cpu"),
+        (64, 32): nn.Linear(32, 32, device="cpu", dtype=dtype),
+        (1, 32, 8, 8): nn.Conv2d(32, 32, 3, padding=1, device="cpu", dtype=dtype),
     }
     try:
         with torch.no_grad():
             return all(
-                torch.allclose(packed(layer)(x.view(shape)), layer(x.view(shape)), rtol=1e-3, atol=1e-4)
+                torch.allclose(packed(layer)(x.view(shape)), layer(x.view(shape)), **TOLERANCES[dtype])
                 for shape, layer in layers.items()
             )
     except (RuntimeError, AttributeError, NotImplementedError):
@@ -60,6 +65,12 @@ class Packed(nn.Module):
     def replace(self, weight: Tensor) -> None:
         del self.weight
         self.register_buffer("weight", weight)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], *args: Any, **kwargs: Any) -> nn.Module:
+        """For another type or place: from the order of the layer."""
+        if self.weight.is_mkldnn:
+            self.replace(self.weight.to_dense())
+        return super()._apply(fn, *args, **kwargs)
 
     def __getstate__(self) -> dict[str, Any]:
         """For copies: their weight lies as it was at first, and they bring it into order themselves."""
@@ -91,6 +102,10 @@ class PackedConv2d(Packed):
         super().__init__(layer)
         self.settings = [list(layer.padding), list(layer.stride), list(layer.dilation), layer.groups]
         self.size: tuple[int, ...] = ()
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], *args: Any, **kwargs: Any) -> nn.Module:
+        self.size = ()
+        return super()._apply(fn, *args, **kwargs)
 
     def __getstate__(self) -> dict[str, Any]:
         return super().__getstate__() | {"size": ()}
@@ -185,7 +200,7 @@ def packed(layer: nn.Module) -> nn.Module:
 @torch.no_grad()
 def pack(network: nn.Module) -> nn.Module:
     """Replaces the layers of a network on the CPU in place, one by one, so that no weight is there twice for long."""
-    if available():
+    if available(dtype_of(network)):
         for name, child in list(network.named_children()):
             new = packed(child)
             setattr(network, name, pack(child) if new is child else new)

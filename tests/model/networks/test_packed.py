@@ -40,6 +40,19 @@ def test_a_packed_layer_computes_the_same(name):
             assert_close(new(larger), layer(larger), rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.skipif(not packed.available(torch.bfloat16), reason="a CPU without bf16")
+@pytest.mark.parametrize("name", LAYERS)
+def test_in_bf16_too_and_back_in_float32(name):
+    layer, shape = LAYERS[name]
+    x = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    new = packed.packed(copy.deepcopy(layer).bfloat16())
+    with torch.inference_mode():
+        expected = layer(x)
+        assert_close(new(x.bfloat16()).float(), expected, rtol=0.05, atol=0.05)
+        rounded = copy.deepcopy(layer).bfloat16().float()
+        assert_close(new.float()(x), rounded(x), rtol=0.02, atol=0.02)  # sums of kernels were rounded, too
+
+
 def test_a_gradient_is_that_of_the_original():
     for layer, shape in LAYERS.values():
         x = torch.randn(shape, requires_grad=True)
@@ -85,8 +98,8 @@ def test_a_network_for_inference_computes_the_same(make, inputs):
 
 
 def test_only_what_allows_it_is_packed():
-    """Networks of others may read the weights of their layers; half precision gains nothing that was measured."""
+    """Networks of others may read the weights of their layers; fp16 has no such operators."""
     other = nn.Sequential(nn.Linear(8, 8))
     assert type(for_inference(other, "cpu")[0]) is nn.Linear
-    half = SwinIR(embed_dim=24, depths=[2], num_heads=[2]).bfloat16()
+    half = SwinIR(embed_dim=24, depths=[2], num_heads=[2]).half()
     assert type(for_inference(half, "cpu").conv_hr) is nn.Conv2d
