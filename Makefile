@@ -9,8 +9,8 @@ demo: $(VENV)/.ready  ## restore the photos in inputs/demo
 	$(RUN) inference.py --input inputs/demo --output outputs/demo --save-stages
 	@echo "Look at outputs/demo/ (results) and outputs/demo/stages/ (input, stage 1 and result side by side)."
 
-test: $(VENV)/.ready-test weights/vgg16.safetensors weights/brisque.safetensors  ## all tests, in three processes
-	$(RUN) -m pytest -n 3 --dist worksteal
+test: $(VENV)/.ready-test weights/vgg16.safetensors weights/brisque.safetensors  ## all tests, in two processes
+	$(RUN) -m pytest -n 2 --dist worksteal
 
 test-lowest: $(VENV)-lowest/.ready  ## all tests with the lowest versions allowed; Python 3.10 or 3.11
 	$(VENV)-lowest/bin/python -m pytest -n 2 --dist worksteal

@@ -88,7 +88,7 @@ def test_images_are_degraded_on_the_device_if_that_is_asked_for(tmp_path, monkey
     assert degraded == [2, 2, 2]  # two training batches, one for validation
 
 
-@pytest.mark.parametrize("name", ["autoencoder", "prior", "one_step"])  # test_resume.py kills the others
+@pytest.mark.parametrize("name", ["autoencoder", "prior"])  # others: test_resume.py, test_one_step.py
 def test_a_finished_run_made_longer_ends_where_a_long_one_does(name, trained, tmp_path):
     """Two steps and two more against four without a stop: the same weights to the last bit."""
     shutil.copytree(trained(name), tmp_path / "longer")

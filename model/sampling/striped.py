@@ -29,7 +29,7 @@ from diffbir.model.networks.autoencoder import (
     Mid,
     ResnetBlock,
 )
-from diffbir.model.networks.layers import Upsample
+from diffbir.model.networks.layers import Upsample, plus, silu
 from diffbir.utils.memory import FirstThatFits
 
 Strips = Iterator[Tensor]  # (B, C, rows, W), from top to bottom
@@ -49,6 +49,7 @@ class Stripes:
 
 
 CPU = torch.device("cpu")
+TINY = 1e-12
 PLANS = (Stripes(512**2), Stripes(256**2, CPU), Stripes(128**2, CPU))
 
 
@@ -131,11 +132,11 @@ def resnet(block: ResnetBlock, strips: Strips, home: torch.device | None) -> Str
     def branch() -> Strips:
         for strip in x:
             skipped.append(block.nin_shortcut(strip).to(home or strip.device))
-            yield F.silu(x.normalise(strip))
+            yield normed(x, strip)
 
     h = hold(block.norm2, convolve(block.conv1, branch()), home)
-    for strip in convolve(block.conv2, (F.silu(h.normalise(strip)) for strip in h)):
-        yield skipped.popleft().to(strip.device) + strip
+    for strip in convolve(block.conv2, (normed(h, strip) for strip in h)):
+        yield plus(strip, skipped.popleft().to(strip.device))
 
 
 @stream.register
@@ -164,7 +165,7 @@ def chain(modules: Iterable[nn.Module], strips: Strips, home: torch.device | Non
 
 def head(module: Encoder | Decoder, strips: Strips, home: torch.device | None) -> Strips:
     held = hold(module.norm_out, strips, home)
-    yield from convolve(module.conv_out, (F.silu(held.normalise(strip)) for strip in held))
+    yield from convolve(module.conv_out, (normed(held, strip) for strip in held))
 
 
 @stream.register
@@ -185,6 +186,12 @@ def with_neighbours(strips: Strips, above: bool = True) -> Strips:
         before, strip = strip[..., -1:, :].clone(), following
 
 
+def normed(held: "Held | Passing", strip: Tensor) -> Tensor:
+    """The norm of a strip, then SiLU."""
+    h = held.normalise(strip)
+    return silu(h, own=h is not strip)
+
+
 def hold(norm: nn.Module, strips: Strips, home: torch.device | None) -> "Held | Passing":
     """The activations before a norm, and how to normalise them."""
     return Passing(strips) if isinstance(norm, nn.Identity) else Held(norm, strips, home)
@@ -203,18 +210,28 @@ class Passing:
         return strip
 
 
+def variance_and_mean(x: Tensor, groups: int) -> tuple[Tensor, Tensor]:
+    """Of the groups of channels of (B, C, H, W): (B, groups) each.
+
+    As a norm finds them on its way, eight times as fast on a CPU as `torch.var_mean`, for which channels that lie last
+    have to be put in order.
+    """
+    B, C, H, W = x.shape
+    _, mean, deviation = torch.native_group_norm(x, None, None, B, C, H * W, groups, TINY)  # 1 / sqrt(variance + TINY)
+    return (deviation**-2 - TINY).clamp(min=0), mean
+
+
 class Held:
     """The activations before a GroupNorm, with the statistics of all of them; iterating gives them up one by one."""
 
     def __init__(self, norm: nn.GroupNorm, strips: Strips, home: torch.device | None):
         self.strips, moments = deque(), []
         for strip in strips:
-            groups = strip.float().unflatten(1, (norm.num_groups, -1)).flatten(2)  # (B, groups, elements)
-            moments.append((groups.shape[-1], *torch.var_mean(groups, dim=-1, correction=0)))
+            moments.append((strip.shape[-2], *variance_and_mean(strip.float(), norm.num_groups)))
             self.device, self.home = strip.device, home or strip.device
             self.strips.append(strip.to(self.home))
-        sizes, variances, means = zip(*moments, strict=True)
-        share = torch.tensor(sizes, device=self.device) / sum(sizes)  # (strips,)
+        rows, variances, means = zip(*moments, strict=True)
+        share = torch.tensor(rows, device=self.device) / sum(rows)  # (strips,)
         means = torch.stack(means, dim=-1)  # (B, groups, strips)
         mean = (means * share).sum(-1, keepdim=True)
         variance = ((torch.stack(variances, dim=-1) + (means - mean) ** 2) * share).sum(-1, keepdim=True)
