@@ -33,7 +33,7 @@ def test_loader_processes_share_the_paths_over_a_whole_pass(tmp_path):
     write_list(tmp_path / "list.txt", 100_000)
     source = Files(tmp_path / "list.txt")
     buffer, paths = source.paths, list(source.paths)
-    shared, copied = (own_over_a_pass(held, source, workers=2, batch=5000) for held in (buffer, paths))
+    shared, copied = (own_over_a_pass(held, source, workers=2, batch=1000) for held in (buffer, paths))
     for own, own_of_list in zip(shared, copied, strict=True):
         assert own[-1] - own[len(own) // 4] < 1, "flat after what Python itself writes to"
         assert (own_of_list[-1] - own_of_list[0]) - (own[-1] - own[0]) > 8, "what a list of them costs is spared"
