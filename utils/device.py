@@ -30,10 +30,10 @@ def pick_precision(name: str, device: torch.device) -> str:
     Raises:
         UserError: an unknown precision.
     """
-    if name == "auto":
+    if name == "fastest" and device.type == "cpu":
+        return fastest_on_cpu()
+    if name in ("auto", "fastest"):
         return "fp16" if device.type == "cuda" else "fp32"
-    if name == "fastest":
-        return fastest_on_cpu() if device.type == "cpu" else "fp16" if device.type == "cuda" else "fp32"
     if name not in PRECISIONS:
         raise UserError(f"there is no precision '{name}'; give auto, fastest, {', '.join(PRECISIONS)}")
     return name

@@ -39,9 +39,9 @@ def norm(channels: int, groups: int) -> nn.GroupNorm | nn.Identity:
     return nn.GroupNorm(groups, channels, eps=1e-6) if groups else nn.Identity()
 
 
-def normed(layer: nn.Module, x: Tensor) -> Tensor:
+def normed(norm: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
     """The norm of x, then SiLU; x itself stays as it is, for the skip."""
-    h = layer(x)
+    h = norm(x)
     return silu(h, own=h is not x)
 
 

@@ -28,8 +28,9 @@ from diffbir.model.networks.autoencoder import (
     Level,
     Mid,
     ResnetBlock,
+    normed,
 )
-from diffbir.model.networks.layers import Upsample, plus, silu
+from diffbir.model.networks.layers import Upsample, plus
 from diffbir.utils.memory import FirstThatFits
 
 Strips = Iterator[Tensor]  # (B, C, rows, W), from top to bottom
@@ -132,10 +133,10 @@ def resnet(block: ResnetBlock, strips: Strips, home: torch.device | None) -> Str
     def branch() -> Strips:
         for strip in x:
             skipped.append(block.nin_shortcut(strip).to(home or strip.device))
-            yield normed(x, strip)
+            yield normed(x.normalise, strip)
 
     h = hold(block.norm2, convolve(block.conv1, branch()), home)
-    for strip in convolve(block.conv2, (normed(h, strip) for strip in h)):
+    for strip in convolve(block.conv2, (normed(h.normalise, strip) for strip in h)):
         yield plus(strip, skipped.popleft().to(strip.device))
 
 
@@ -165,7 +166,7 @@ def chain(modules: Iterable[nn.Module], strips: Strips, home: torch.device | Non
 
 def head(module: Encoder | Decoder, strips: Strips, home: torch.device | None) -> Strips:
     held = hold(module.norm_out, strips, home)
-    yield from convolve(module.conv_out, (normed(held, strip) for strip in held))
+    yield from convolve(module.conv_out, (normed(held.normalise, strip) for strip in held))
 
 
 @stream.register
@@ -184,12 +185,6 @@ def with_neighbours(strips: Strips, above: bool = True) -> Strips:
         after = torch.zeros_like(before) if following is None else following[..., :1, :]
         yield torch.cat([before, strip, after] if above else [strip, after], dim=-2)
         before, strip = strip[..., -1:, :].clone(), following
-
-
-def normed(held: "Held | Passing", strip: Tensor) -> Tensor:
-    """The norm of a strip, then SiLU."""
-    h = held.normalise(strip)
-    return silu(h, own=h is not strip)
 
 
 def hold(norm: nn.Module, strips: Strips, home: torch.device | None) -> "Held | Passing":

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from diffbir.model.networks.autoencoder import AutoencoderKL
+from diffbir.model.networks.autoencoder import AutoencoderKL, ResnetBlock
 from diffbir.model.networks.condition import Condition
 from diffbir.model.networks.control import ImageControlNet, LatentBranch
 from diffbir.model.networks.layers import reflect_index, timestep_embedding
@@ -199,3 +199,13 @@ def test_checkpointing_keeps_fewer_activations():
         return total
 
     assert kept(True) < 0.4 * kept(False)
+
+
+@pytest.mark.parametrize("groups", [0, 2])
+def test_in_place_a_block_computes_the_same_and_leaves_its_input(groups):
+    """Without a norm, what SiLU sees is the input that the skip needs."""
+    block, x = ResnetBlock(4, 4, groups), data("x", (1, 4, 6, 6))
+    expected, before = block(x).detach(), x.clone()
+    with torch.inference_mode():
+        assert_close(block(x), expected)
+    assert torch.equal(x, before)
