@@ -5,6 +5,7 @@ import multiprocessing
 import os
 import signal
 import socket
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -104,6 +105,19 @@ def test_two_half_batches_give_the_gradient_of_the_whole_one(strategy, tmp_path)
     assert max(g.abs().max() for g in gradients) > 1e-3
     for k in one:
         assert_close(one[k], two[k], rtol=0, atol=1e-6)
+
+
+def test_processes_that_lightning_starts_itself_go_on_from_the_checkpoint(tmp_path):
+    """Without torchrun: they come when the first one has long looked for the checkpoint."""
+    run("stage1", tmp_path, 1, "data.params.batch_size=2")
+    spread = {"accelerator": "cpu", "devices": 2, "strategy": "ddp"}
+    overrides = [*settings("stage1", tmp_path, 2, "data.params.batch_size=1", "resume=auto"), "lr_schedule=null"]
+    argv = ["train_stage1.py", *overrides, *(f"trainer.params.{k}={v}" for k, v in spread.items())]
+    settled = {"cwd": ROOT, "capture_output": True, "text": True, "timeout": LIMIT}
+    done = subprocess.run([sys.executable, *argv], **settled, env=os.environ | {"OMP_NUM_THREADS": "1"})
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "MEMBER: 2/2" in done.stderr and f"going on from {tmp_path}" in done.stderr
+    assert state(tmp_path, 2)["global_step"] == 2
 
 
 def test_ranks_share_a_validation_set_that_does_not_divide(tmp_path):

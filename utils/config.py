@@ -41,7 +41,10 @@ LIBRARIES = (
 )
 
 # Keys whose values are paths, wherever they stand; so are all below `weights`.
-PATHS = ("photos", "val_photos", "run_dir", "resume", "weights", "source", "path", "root", "hq", "lq", "folder", "lora")
+PATHS = (
+    *("photos", "val_photos", "run_dir", "resume", "weights", "source", "path", "root", "hq", "lq", "folder"),
+    *("lora", "start"),
+)
 
 
 class ConfigError(UserError):

@@ -1,7 +1,7 @@
 """Low-rank adaptation (Hu et al. 2021, LoRA, https://arxiv.org/abs/2106.09685): W + B A, W frozen."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -31,6 +31,17 @@ class LowRank(nn.Module):
     def forward(self, weight: Tensor) -> Tensor:
         return weight + (self.up @ self.down).view_as(weight)
 
+    @torch.no_grad()
+    def begin(self, down: Tensor, up: Tensor) -> None:
+        """Takes over an addition, (rank, inputs) and (outputs, rank); of a higher rank, its best approximation."""
+        rank = len(self.down)
+        if len(down) > rank:
+            u, s, v = torch.linalg.svd(up @ down, full_matrices=False)
+            root = s[:rank].sqrt()
+            down, up = root[:, None] * v[:rank], u[:, :rank] * root
+        self.up.zero_()  # directions that are left over begin at nothing, like those of a new addition
+        self.down[: len(down)], self.up[:, : len(down)] = down, up
+
 
 def add_lora(network: nn.Module, rank: int) -> nn.Module:
     """Freezes a network and gives every linear layer and convolution an addition of low rank, in place."""
@@ -38,6 +49,22 @@ def add_lora(network: nn.Module, rank: int) -> nn.Module:
     layers = [m for m in network.modules() if isinstance(m, nn.Linear | nn.Conv2d)]
     for layer in layers:
         parametrize.register_parametrization(layer, "weight", LowRank(layer.weight, rank))
+    return network
+
+
+def begin_lora(network: nn.Module, additions: Mapping[str, Tensor]) -> nn.Module:
+    """Lets the additions of an adapted network begin with these, in place; see `LowRank.begin`.
+
+    Args:
+        additions: see `factors`.
+
+    Raises:
+        ValueError: a key that is of no adapted layer, lacks its partner, or has another shape.
+    """
+    layers = {n: m for n, m in network.named_modules() if parametrize.is_parametrized(m, "weight")}
+    for name, (down, up) in pairs(additions, network, layers).items():
+        fitting(name, layers[name].weight, down, up)
+        layers[name].parametrizations.weight[0].begin(down, up)
     return network
 
 
@@ -84,14 +111,26 @@ def merge_lora(network: nn.Module, additions: Mapping[str, Tensor], scale: float
     layers = {name: m.weight for name, m in network.named_modules() if isinstance(m, nn.Linear | nn.Conv2d)}
     joint = {name: m for name, m in network.named_modules() if isinstance(m, nn.MultiheadAttention)}
     layers |= {f"{name}.in_proj": m.in_proj_weight for name, m in joint.items()}  # its three projections
-    names = {key.removesuffix(DOWN).removesuffix(UP) for key in additions}
-    for name in sorted(names):
-        if name not in layers or name + DOWN not in additions or name + UP not in additions:
-            raise ValueError(f"'{name}' is no layer of {type(network).__name__}, or not both of its factors are there")
+    for name, (down, up) in pairs(additions, network, layers).items():
         weight = layers[name]
-        down, up = additions[name + DOWN].float().flatten(1), additions[name + UP].float().flatten(1)
-        if (up.shape[0], down.shape[1]) != weight.flatten(1).shape or up.shape[1] != down.shape[0]:
-            shapes = f"{tuple(up.shape)} x {tuple(down.shape)}"
-            raise ValueError(f"the factors of '{name}', {shapes}, do not fit its weight, {tuple(weight.shape)}")
+        fitting(name, weight, down, up)
         weight.copy_(weight.float() + scale * (up @ down).view_as(weight))
     return network
+
+
+def pairs(
+    additions: Mapping[str, Tensor], network: nn.Module, layers: Collection[str]
+) -> dict[str, tuple[Tensor, Tensor]]:
+    """Layer -> both of its factors, as float32 matrices: (rank, inputs) and (outputs, rank)."""
+    found = {}
+    for name in sorted({key.removesuffix(DOWN).removesuffix(UP) for key in additions}):
+        if name not in layers or name + DOWN not in additions or name + UP not in additions:
+            raise ValueError(f"'{name}' is no layer of {type(network).__name__}, or not both of its factors are there")
+        found[name] = additions[name + DOWN].float().flatten(1), additions[name + UP].float().flatten(1)
+    return found
+
+
+def fitting(name: str, weight: Tensor, down: Tensor, up: Tensor) -> None:
+    if (up.shape[0], down.shape[1]) != weight.flatten(1).shape or up.shape[1] != down.shape[0]:
+        shapes = f"{tuple(up.shape)} x {tuple(down.shape)}"
+        raise ValueError(f"the factors of '{name}', {shapes}, do not fit its weight, {tuple(weight.shape)}")

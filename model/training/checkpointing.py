@@ -8,6 +8,7 @@ from typing import Any
 
 import pytorch_lightning as L
 import torch
+from pytorch_lightning.plugins.environments import LightningEnvironment
 from pytorch_lightning.plugins.io import TorchCheckpointIO
 
 from diffbir.model.training.base import Trainable
@@ -21,10 +22,11 @@ log = logging.getLogger(__name__)
 def choose_checkpoint(trainer: L.Trainer, module: Trainable, run_dir: Path, resume: str | None) -> Path | None:
     """`find_checkpoint` as rank 0 sees the folder: on a shared disk, others may see a file earlier or later.
 
-    Processes that Lightning starts by itself are on one machine and see the same; they are not there yet.
+    Processes that Lightning starts by itself are on one machine and see the same. They are not there yet when the first
+    is here, so neither may wait for the other; and in them `creates_processes_externally` is true.
     """
     environment = getattr(trainer.strategy, "cluster_environment", None)
-    if trainer.world_size == 1 or environment is None or not environment.creates_processes_externally:
+    if trainer.world_size == 1 or environment is None or isinstance(environment, LightningEnvironment):
         return find_checkpoint(run_dir, resume)
     trainer.strategy.connect(module)  # sharded strategies ask for it
     trainer.strategy.setup_environment()

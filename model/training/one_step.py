@@ -10,12 +10,13 @@ from torch import Tensor, nn
 from diffbir.model.networks.autoencoder import AutoencoderKL
 from diffbir.model.networks.condition import Condition
 from diffbir.model.networks.discriminator import ADVERSARIAL, FeatureHeads, accuracy
-from diffbir.model.networks.lora import add_lora
+from diffbir.model.networks.lora import add_lora, begin_lora
 from diffbir.model.options import Options
 from diffbir.model.restorer import OneStep, Restorer, Result
 from diffbir.model.sampling.denoiser import ControlledUNet
 from diffbir.model.sampling.diffusion import Diffusion
 from diffbir.model.training.base import Trainable
+from diffbir.model.weights.lora_file import read_lora
 from diffbir.utils.cli import UserError
 from diffbir.utils.metrics import DISTS, LPIPS, VGG16
 from diffbir.utils.precision import keeping_precision
@@ -33,6 +34,16 @@ def off_grid(*images: Tensor) -> tuple[Tensor, ...]:
     spare = min(STRIDE, min(images[0].shape[-2:]) - LPIPS.min_side + 1)
     top, left = torch.randint(spare, (2,)).tolist()
     return tuple(image[..., top:, left:] for image in images)
+
+
+def read_additions(path: str, networks: Mapping[str, nn.Module]) -> dict[str, dict[str, Tensor]]:
+    """Network -> what a file adds to it by low rank, and nothing else."""
+    additions, replaced = read_lora(path, networks)
+    if replaced:
+        raise UserError(
+            f"module.params.start: {path} also replaces whole weights of {', '.join(replaced)}; merge it first"
+        )
+    return additions
 
 
 class OneStepTraining(Trainable):
@@ -58,8 +69,12 @@ class OneStepTraining(Trainable):
         residual: see above.
         train_decoder: whether the decoder learns too.
         lora: trained network -> rank of its additions, e.g. {unet: 256}; one that isn't named is trained whole.
-        reconstruction: 'l1' or 'l2', with weight 1.
-        lpips_weight, dists_weight: of the perceptual distances (also metrics: say so beside figures).
+        start: a file of additions, such as an earlier training's lora.safetensors, that those of `lora` begin with; of
+            one of a higher rank they take the best approximation.
+        reconstruction: 'l1' or 'l2'.
+        reconstruction_weight, lpips_weight, dists_weight: of the distances (the last two are metrics, too: say so
+            beside figures).
+        dists_images: how many pictures of a batch DISTS looks at, which can take as long as all the rest; None is all.
         adversarial: 'softplus' or 'hinge'.
         adversarial_weight: of the generator's adversarial loss, which sets in at step `warm_up` and is in full force
             `ramp` steps later.
@@ -81,9 +96,12 @@ class OneStepTraining(Trainable):
         residual: bool = False,
         train_decoder: bool = False,
         lora: Mapping[str, int] | None = None,
+        start: str | None = None,
         reconstruction: str = "l1",
+        reconstruction_weight: float = 1.0,
         lpips_weight: float = 1.0,
         dists_weight: float = 0.0,
+        dists_images: int | None = None,
         adversarial: str = "softplus",
         adversarial_weight: float = 0.1,
         warm_up: int = 0,
@@ -104,12 +122,18 @@ class OneStepTraining(Trainable):
         if train_decoder:
             autoencoder.encoder.requires_grad_(False)
             autoencoder.quant_conv.requires_grad_(False)
+        additions = {} if start is None else read_additions(start, trained)  # by the names before they are adapted
         for name, rank in (lora or {}).items():
             if name not in trained:
                 raise ValueError(f"lora knows {', '.join(trained)}, which are trained, not '{name}'")
             parts = [autoencoder.decoder, autoencoder.post_quant_conv] if name == "autoencoder" else [trained[name]]
             for part in parts:
                 add_lora(part, rank)
+        for name, own in additions.items():
+            try:
+                begin_lora(trained[name], own)
+            except ValueError as error:
+                raise UserError(f"module.params.start: {start}, {name}: {error}; see module.params.lora") from error
         self.discriminator = nn.ModuleDict({} if discriminator is None else {"picture": discriminator})
         self.vgg16 = None
         if feature_heads:
@@ -118,7 +142,8 @@ class OneStepTraining(Trainable):
         self.dists = DISTS() if dists_weight else None
         self.diffusion, self.t, self.residual, self.clip = diffusion, t, residual, clip
         self.reconstruction = RECONSTRUCTION[reconstruction]
-        self.lpips_weight, self.dists_weight = lpips_weight, dists_weight
+        self.reconstruction_weight, self.lpips_weight = reconstruction_weight, lpips_weight
+        self.dists_weight, self.dists_images = dists_weight, dists_images
         self.discriminator_loss, self.generator_loss = ADVERSARIAL[adversarial]
         self.adversarial_weight, self.warm_up, self.ramp = adversarial_weight, warm_up, ramp
         self.discriminator_optimizer = dict(discriminator_optimizer or {})
@@ -208,9 +233,9 @@ class OneStepTraining(Trainable):
         fake, real = self.generate(batch), batch["hq"]
         reconstruction, lpips = self.reconstruction(fake, real), self.lpips(*off_grid(fake, real)).mean()
         self.log_dict({"train/reconstruction": reconstruction, "train/lpips": lpips})
-        loss = reconstruction + self.lpips_weight * lpips
+        loss = self.reconstruction_weight * reconstruction + self.lpips_weight * lpips
         if self.dists is not None:
-            dists = self.dists(fake, real).mean()
+            dists = self.dists(fake[: self.dists_images], real[: self.dists_images]).mean()
             self.log("train/dists", dists)
             loss = loss + self.dists_weight * dists
         if self.discriminator:

@@ -3,9 +3,10 @@
 import pytest
 import torch
 from torch import nn
+from torch.nn.utils import parametrize
 from torch.testing import assert_close
 
-from diffbir.model.networks.lora import add_lora, factors, merge_lora, merged
+from diffbir.model.networks.lora import add_lora, begin_lora, factors, merge_lora, merged
 from diffbir.model.networks.unet import UNet
 
 RANK = 2
@@ -83,6 +84,38 @@ def test_what_a_file_holds_makes_the_same_network_of_the_plain_one():
     for key, value in expected.items():
         assert torch.equal(whole[key], value)
         assert_close(half[key], (plain[key] + value) / 2)
+
+
+def test_additions_begin_with_those_of_a_file_of_any_rank():
+    """Of a higher rank, the best approximation there is: what is lost are its smallest singular values."""
+    trained = add_lora(unet(), RANK)
+    disturb(trained)
+    additions, output = factors(trained.state_dict(), trained), trained(*inputs())
+    for rank in (RANK, RANK + 3):
+        network = begin_lora(add_lora(unet(), rank), additions)
+        assert_close(network(*inputs()), output)
+        if rank > RANK:  # the new directions are free to go anywhere, and nothing yet
+            addition = network.time_embed[0].parametrizations.weight[0]
+            assert (addition.down[RANK:] != 0).all() and (addition.up[:, RANK:] == 0).all()
+    smaller = begin_lora(add_lora(unet(), 1), additions)
+    for name, layer in trained.named_modules():
+        if parametrize.is_parametrized(layer, "weight"):
+            whole, part = (
+                addition.up @ addition.down
+                for network in (trained, smaller)
+                for addition in [network.get_submodule(name).parametrizations.weight[0]]
+            )
+            assert_close(torch.linalg.matrix_norm(whole - part), torch.linalg.svdvals(whole)[1], rtol=1e-3, atol=1e-5)
+
+
+def test_additions_cannot_begin_where_there_are_none():
+    adapted = add_lora(unet(), RANK)
+    additions = factors(adapted.state_dict(), adapted)
+    with pytest.raises(ValueError, match="is no layer of UNet"):
+        begin_lora(unet(), additions)
+    key = "time_embed.0.lora_B.weight"
+    with pytest.raises(ValueError, match=r"'time_embed\.0', .* do not fit its weight, \(64, 16\)"):
+        begin_lora(adapted, {**additions, key: additions[key][1:]})
 
 
 def test_additions_that_do_not_fit_are_named():

@@ -10,7 +10,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from torch.testing import assert_close
 
 from diffbir.model.networks.condition import Condition
-from diffbir.model.networks.lora import merge_lora
+from diffbir.model.networks.lora import factors, merge_lora
 from diffbir.model.training.one_step import OneStepTraining, off_grid
 from diffbir.model.training.run import build_module, train
 from diffbir.model.weights.checkpoint import save_weights
@@ -110,6 +110,33 @@ def test_the_exported_additions_make_the_exported_network_of_the_one_they_were_t
         assert moved > 0.01
 
 
+def test_a_training_begins_with_the_additions_of_another(tmp_path):
+    adapted = ["module.params.train_decoder=true", "module.params.lora={unet: 2, branch: 2, autoencoder: 2}"]
+    first = module(*adapted)
+    for p in first.trained.parameters():
+        p.data += 0.05 * torch.randn_like(p) * p.requires_grad
+    additions = {f"{n}.{k}": v for n, m in first.trained.items() for k, v in factors(m.state_dict(), m).items()}
+    save_weights(additions, tmp_path / "lora.safetensors")
+    start = f"module.params.start={tmp_path / 'lora.safetensors'}"
+    second, b = module(*adapted, start), batch()
+    with torch.no_grad():
+        expected = first.generate(b)
+        assert_close(second.generate(b), expected)
+        assert (module(*adapted).generate(b) - expected).abs().max() > 1e-3
+    with pytest.raises(UserError, match=r"module\.params\.start: .*lora\.safetensors, branch: .* is no layer"):
+        module("module.params.train_decoder=true", "module.params.lora={unet: 2, autoencoder: 2}", start)
+
+
+def test_dists_looks_at_some_pictures(vgg16):
+    m, b, logged = module("module.params.dists_weight=0.6", "module.params.dists_images=1"), batch(), {}
+    m.log_dict = lambda *args, **kwargs: None
+    m.log = lambda name, value, **kwargs: logged.update({name: value})
+    m._trainer = type("Trainer", (), {"global_step": 0})()
+    m.training_step(b, 0)
+    with torch.no_grad():
+        assert_close(logged["train/dists"], m.dists(m.generate(b)[:1], b["hq"][:1]).mean())
+
+
 def test_a_network_that_cannot_be_adapted_is_refused():
     with pytest.raises(ValueError, match="lora knows branch, unet, which are trained, not 'autoencoder'"):
         module("module.params.lora={autoencoder: 2}")
@@ -154,7 +181,7 @@ def test_the_generator_learns_against_the_discriminator_and_not_through_it():
 
 @pytest.mark.parametrize("reconstruction, function", [("l1", F.l1_loss), ("l2", F.mse_loss)])
 def test_the_loss_is_the_stated_sum(reconstruction, function):
-    weights = {"lpips_weight": 0.7, "adversarial_weight": 0.3, "warm_up": 10, "ramp": 20}
+    weights = {"reconstruction_weight": 0.4, "lpips_weight": 0.7, "adversarial_weight": 0.3, "warm_up": 10, "ramp": 20}
     m = module(
         f"module.params.reconstruction={reconstruction}", *(f"module.params.{k}={v}" for k, v in weights.items())
     )
@@ -167,7 +194,7 @@ def test_the_loss_is_the_stated_sum(reconstruction, function):
         loss = m.training_step(b, 0)
         fake = m.generate(b)
         torch.manual_seed(step)
-        expected = function(fake, b["hq"]) + 0.7 * m.lpips(*off_grid(fake, b["hq"])).mean()
+        expected = 0.4 * function(fake, b["hq"]) + 0.7 * m.lpips(*off_grid(fake, b["hq"])).mean()
         expected = expected + 0.3 * share * logged["train/adversarial"]
         assert_close(logged["train/loss"], expected)
         assert_close(loss, expected + logged["train/discriminator"])
