@@ -30,7 +30,7 @@ for part in train val; do
     pairs=$runs/pairs/$part source=$photos count=${COUNT:-3000}
     if [ "$part" = val ]; then source=$val count=128; fi
     if [ ! -d "$pairs" ]; then
-        "$python" scripts/make_testset.py "$source" --degradation configs/dataset/mini.yaml --size 192 --crop random \
+        "$python" scripts/make_testset.py "$source" --degradation configs/dataset/mini_heavy.yaml --size 192 --crop random \
             --count "$count" --output "$pairs"
     fi
     "$python" inference.py --input "$pairs/lq" --output "$pairs/reg" --stage 1 weights.stage1="$stage1"
