@@ -227,9 +227,9 @@ def build_page(shop: Workshop, limits: Limits, examples: Sequence[Example] = ())
         )  # fmt: skip
         for end in (run.success, run.failure):
             end(lambda: buttons(False), None, [go, stop], queue=False, **quiet)
-        stop.click(
-            lambda: (*buttons(False), line("Stopped.")), None, [go, stop, status], cancels=[run], queue=False, **quiet
-        )
+        # In two turns: what the run had said before it was stopped may arrive after the first.
+        stopped = stop.click(lambda: buttons(False), None, [go, stop], cancels=[run], queue=False, **quiet)
+        stopped.then(lambda: line("Stopped."), None, status, queue=False, **quiet)
 
         with gr.Row(visible=False):  # what scripts use
             picture, restored, script = gr.File(label="picture"), gr.File(label="restored"), gr.Button()
