@@ -33,13 +33,12 @@ class LowRank(nn.Module):
 
     @torch.no_grad()
     def begin(self, down: Tensor, up: Tensor) -> None:
-        """Takes over an addition, (rank, inputs) and (outputs, rank); of a higher rank, its best approximation."""
+        """Begins a new addition with this one, (rank, inputs) and (outputs, rank), or its best approximation."""
         rank = len(self.down)
         if len(down) > rank:
             u, s, v = torch.linalg.svd(up @ down, full_matrices=False)
             root = s[:rank].sqrt()
             down, up = root[:, None] * v[:rank], u[:, :rank] * root
-        self.up.zero_()  # directions that are left over begin at nothing, like those of a new addition
         self.down[: len(down)], self.up[:, : len(down)] = down, up
 
 
