@@ -1,7 +1,7 @@
 """Low-rank adaptation (Hu et al. 2021, LoRA, https://arxiv.org/abs/2106.09685): W + B A, W frozen."""
 
 import math
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
@@ -60,10 +60,9 @@ def begin_lora(network: nn.Module, additions: Mapping[str, Tensor]) -> nn.Module
     Raises:
         ValueError: a key that is of no adapted layer, lacks its partner, or has another shape.
     """
-    layers = {n: m for n, m in network.named_modules() if parametrize.is_parametrized(m, "weight")}
-    for name, (down, up) in pairs(additions, network, layers).items():
-        fitting(name, layers[name].weight, down, up)
-        layers[name].parametrizations.weight[0].begin(down, up)
+    own = {n: m.parametrizations.weight for n, m in network.named_modules() if parametrize.is_parametrized(m, "weight")}
+    for name, (down, up) in pairs(additions, network, {n: weight.original for n, weight in own.items()}).items():
+        own[name][0].begin(down, up)
     return network
 
 
@@ -112,24 +111,22 @@ def merge_lora(network: nn.Module, additions: Mapping[str, Tensor], scale: float
     layers |= {f"{name}.in_proj": m.in_proj_weight for name, m in joint.items()}  # its three projections
     for name, (down, up) in pairs(additions, network, layers).items():
         weight = layers[name]
-        fitting(name, weight, down, up)
         weight.copy_(weight.float() + scale * (up @ down).view_as(weight))
     return network
 
 
 def pairs(
-    additions: Mapping[str, Tensor], network: nn.Module, layers: Collection[str]
+    additions: Mapping[str, Tensor], network: nn.Module, weights: Mapping[str, Tensor]
 ) -> dict[str, tuple[Tensor, Tensor]]:
-    """Layer -> both of its factors, as float32 matrices: (rank, inputs) and (outputs, rank)."""
+    """Layer -> both of its factors, as float32 matrices that fit its weight: (rank, inputs) and (outputs, rank)."""
     found = {}
     for name in sorted({key.removesuffix(DOWN).removesuffix(UP) for key in additions}):
-        if name not in layers or name + DOWN not in additions or name + UP not in additions:
+        if name not in weights or name + DOWN not in additions or name + UP not in additions:
             raise ValueError(f"'{name}' is no layer of {type(network).__name__}, or not both of its factors are there")
-        found[name] = additions[name + DOWN].float().flatten(1), additions[name + UP].float().flatten(1)
+        weight = weights[name]
+        down, up = additions[name + DOWN].float().flatten(1), additions[name + UP].float().flatten(1)
+        if (up.shape[0], down.shape[1]) != weight.flatten(1).shape or up.shape[1] != down.shape[0]:
+            shapes = f"{tuple(up.shape)} x {tuple(down.shape)}"
+            raise ValueError(f"the factors of '{name}', {shapes}, do not fit its weight, {tuple(weight.shape)}")
+        found[name] = down, up
     return found
-
-
-def fitting(name: str, weight: Tensor, down: Tensor, up: Tensor) -> None:
-    if (up.shape[0], down.shape[1]) != weight.flatten(1).shape or up.shape[1] != down.shape[0]:
-        shapes = f"{tuple(up.shape)} x {tuple(down.shape)}"
-        raise ValueError(f"the factors of '{name}', {shapes}, do not fit its weight, {tuple(weight.shape)}")
