@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from diffbir.model.networks.attention import attention
-from diffbir.model.networks.layers import Upsample, plus, silu
+from diffbir.model.networks.layers import Conv3x3, Upsample, plus, silu
 
 
 @dataclass(frozen=True)
@@ -51,9 +51,9 @@ class ResnetBlock(nn.Module):
     def __init__(self, in_channels: int, out_channels: int, groups: int):
         super().__init__()
         self.norm1 = norm(in_channels, groups)
-        self.conv1 = nn.Conv2d(in_channels, out_channels, 3, padding=1)
+        self.conv1 = Conv3x3(in_channels, out_channels)
         self.norm2 = norm(out_channels, groups)
-        self.conv2 = nn.Conv2d(out_channels, out_channels, 3, padding=1)
+        self.conv2 = Conv3x3(out_channels, out_channels)
         if in_channels != out_channels:
             self.nin_shortcut = nn.Conv2d(in_channels, out_channels, 1)
         else:
@@ -130,7 +130,7 @@ class Encoder(nn.Module):
 
     def __init__(self, in_channels: int, widths: Sequence[int], blocks: int, z: int, groups: int, mid_attention: bool):
         super().__init__()
-        self.conv_in = nn.Conv2d(in_channels, widths[0], 3, padding=1)
+        self.conv_in = Conv3x3(in_channels, widths[0])
         self.down = nn.ModuleList()
         channels = widths[0]
         for i, width in enumerate(widths):
@@ -139,7 +139,7 @@ class Encoder(nn.Module):
             channels = width
         self.mid = Mid(channels, groups, mid_attention)
         self.norm_out = norm(channels, groups)
-        self.conv_out = nn.Conv2d(channels, 2 * z, 3, padding=1)
+        self.conv_out = Conv3x3(channels, 2 * z)
 
     def forward(self, x: Tensor) -> Tensor:
         h = self.conv_in(x)
@@ -155,7 +155,7 @@ class Decoder(nn.Module):
     def __init__(self, out_channels: int, widths: Sequence[int], blocks: int, z: int, groups: int, mid_attention: bool):
         super().__init__()
         channels = widths[-1]
-        self.conv_in = nn.Conv2d(z, channels, 3, padding=1)
+        self.conv_in = Conv3x3(z, channels)
         self.mid = Mid(channels, groups, mid_attention)
         levels = []
         for i, width in reversed(list(enumerate(widths))):
@@ -164,7 +164,7 @@ class Decoder(nn.Module):
             channels = width
         self.up = nn.ModuleList(levels)  # published order: up.0 is the finest, run last
         self.norm_out = norm(channels, groups)
-        self.conv_out = nn.Conv2d(channels, out_channels, 3, padding=1)
+        self.conv_out = Conv3x3(channels, out_channels)
 
     def forward(self, z: Tensor) -> Tensor:
         h = self.mid(self.conv_in(z))
@@ -191,6 +191,7 @@ class AutoencoderKL(nn.Module):
             faster, but only at moderate learning rates.
     """
 
+    packs = True  # layers are only called, so that `model.networks.packed` may replace them
     entry_points = ("posterior", "reconstruct")  # what calls the layers, instead of `forward`
 
     def __init__(

@@ -112,17 +112,25 @@ def interleave(outputs: Iterator[Tensor]) -> Tensor:
     return y.view(B, 2 * H, 2 * W, D).permute(0, 3, 1, 2)
 
 
-class DoublingConv2d(nn.Conv2d):
-    """A 3x3 convolution of x doubled by nearest neighbours, at 4/9 of its cost: (B, C, H, W) -> (B, D, 2 H, 2 W).
-
-    Each of the four phases of the result is a 2x2 convolution of x itself; see `phases`.
-    """
+class Conv3x3(nn.Conv2d):
+    """A 3x3 convolution, padded by one: (B, C, H, W) -> (B, D, H, W)."""
 
     def __init__(self, in_channels: int, out_channels: int):
         super().__init__(in_channels, out_channels, 3, padding=1)
 
     def forward(self, x: Tensor, padding: int | tuple[int, int] = 1) -> Tensor:
         """`padding` (0, 1) is for x that has a row of its neighbours above and below."""
+        return F.conv2d(x, self.weight, self.bias, padding=padding)
+
+
+class DoublingConv2d(Conv3x3):
+    """A 3x3 convolution of x doubled by nearest neighbours, at 4/9 of its cost: (B, C, H, W) -> (B, D, 2 H, 2 W).
+
+    Each of the four phases of the result is a 2x2 convolution of x itself; see `phases`.
+    """
+
+    def forward(self, x: Tensor, padding: int | tuple[int, int] = 1) -> Tensor:
+        """`padding`: see `Conv3x3`."""
         kernels = (w for row in phases(self.weight) for w in row)
         return interleave(F.conv2d(x, w, self.bias, padding=padding) for w in kernels)
 

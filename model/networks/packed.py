@@ -8,7 +8,7 @@ The layers compute what the originals do up to rounding, and give a gradient for
 their names and values until a layer is first called.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cache
 from typing import Any
 
@@ -16,13 +16,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from diffbir.model.networks.layers import ACTIVATIONS, SLOPE, DoublingConv2d, interleave, phases
+from diffbir.model.networks import winograd
+from diffbir.model.networks.layers import ACTIVATIONS, SLOPE, Conv3x3, DoublingConv2d, interleave, phases
 from diffbir.model.networks.unet import GEGLU
 from diffbir.utils.precision import dtype_of
 
 OPS = torch.ops.mkldnn
 TOLERANCES = {torch.float32: {"rtol": 1e-3, "atol": 1e-4}, torch.bfloat16: {"rtol": 3e-2, "atol": 3e-2}}
 WIDE = 1024  # channels
+PLAIN = [[1, 1], [1, 1], [1, 1], 1]  # padding, stride, dilation and groups of the usual 3x3 convolution
 FUSED = {
     "": ("none", [], ""),
     "gelu": ("gelu", [], "none"),
@@ -59,8 +61,8 @@ class Packed(nn.Module):
         super().__init__()
         self.weight, self.bias = layer.weight, layer.bias
 
-    def forward(self, x: Tensor) -> Tensor:
-        return self.activated(x, "")
+    def forward(self, x: Tensor, **kwargs: Any) -> Tensor:
+        return self.activated(x, "", **kwargs)
 
     def replace(self, weight: Tensor) -> None:
         del self.weight
@@ -95,13 +97,14 @@ class PackedConv2d(Packed):
     """An `nn.Conv2d` padded by zeros; the result is channels last.
 
     The best order depends on the size of the picture, and with another's a convolution can take twenty times as long:
-    so the weights are put in order when a size is new.
+    so the weights are put in order when a size is new. Where Winograd's algorithm pays, that order is its own.
     """
 
     def __init__(self, layer: nn.Conv2d):
         super().__init__(layer)
         self.settings = [list(layer.padding), list(layer.stride), list(layer.dilation), layer.groups]
-        self.size: tuple[int, ...] = ()
+        self.plain = layer.kernel_size == (3, 3) and self.settings == PLAIN and layer.bias is not None
+        self.size: tuple[int, ...] = ()  # of the picture and its padding
 
     def _apply(self, fn: Callable[[Tensor], Tensor], *args: Any, **kwargs: Any) -> nn.Module:
         self.size = ()
@@ -110,17 +113,29 @@ class PackedConv2d(Packed):
     def __getstate__(self) -> dict[str, Any]:
         return super().__getstate__() | {"size": ()}
 
-    def activated(self, x: Tensor, activation: str) -> Tensor:
-        """See `layers.activated`."""
+    def activated(self, x: Tensor, activation: str, padding: Sequence[int] | None = None) -> Tensor:
+        """See `layers.activated`; `padding` is another than the layer's own."""
+        own, stride, dilation, groups = self.settings
+        settings = [list(padding or own), stride, dilation, groups]
         if needs_gradient(x):
-            padding, stride, dilation, groups = self.settings
-            y = F.conv2d(x, self.weight.to_dense(), self.bias, stride, padding, dilation, groups)
+            y = F.conv2d(x, self.weight.to_dense(), self.bias, stride, settings[0], dilation, groups)
             return ACTIVATIONS[activation](y)
-        if x.shape != self.size:
-            self.size, plain = x.shape, self.weight.detach().to_dense()
-            self.replace(OPS._reorder_convolution_weight(plain, *self.settings, list(x.shape)))
+        if (*x.shape, *settings[0]) != self.size:
+            self.size = (*x.shape, *settings[0])
+            self.put_in_order(x, settings)
+        if not self.weight.is_mkldnn:
+            return ACTIVATIONS[activation](winograd.conv2d(x, self.weight, self.bias, settings[0]))
         x = x.contiguous(memory_format=torch.channels_last)
-        return OPS._convolution_pointwise(x, self.weight, self.bias, *self.settings, *FUSED[activation])
+        return OPS._convolution_pointwise(x, self.weight, self.bias, *settings, *FUSED[activation])
+
+    def put_in_order(self, x: Tensor, settings: Sequence[Any]) -> None:
+        """The weights, for what is to come."""
+        weight = self.weight.detach().to_dense()
+        if self.plain and x.dtype == torch.float32 and winograd.pays(x.shape, weight.shape, settings[0]):
+            with torch.inference_mode(False):  # gradients may be asked for later
+                self.replace(winograd.in_order(weight))
+        else:
+            self.replace(OPS._reorder_convolution_weight(weight, *settings, list(x.shape)))
 
 
 class PackedDoublingConv2d(Packed):
@@ -130,13 +145,13 @@ class PackedDoublingConv2d(Packed):
         super().__init__(layer)
         self.phases = nn.ModuleList()
 
-    def activated(self, x: Tensor, activation: str) -> Tensor:
-        """See `layers.activated`."""
+    def activated(self, x: Tensor, activation: str, padding: Sequence[int] = (1, 1)) -> Tensor:
+        """See `layers.activated` and `layers.Conv3x3`."""
         if not self.phases:
             kernels = [kernel for row in phases(self.weight.detach()) for kernel in row]
             self.phases.extend(PackedConv2d(convolution(kernel, self.bias)) for kernel in kernels)
             self.replace(kernels[0].new_empty(0))
-        return interleave(phase.activated(x, activation) for phase in self.phases)
+        return interleave(phase.activated(x, activation, padding) for phase in self.phases)
 
 
 class PackedWideDoublingConv2d(PackedConv2d):
@@ -146,9 +161,11 @@ class PackedWideDoublingConv2d(PackedConv2d):
     and where a network is so wide, its picture is too small for the time that they spare to matter.
     """
 
-    def activated(self, x: Tensor, activation: str) -> Tensor:
-        """See `layers.activated`."""
-        return super().activated(F.interpolate(x, scale_factor=2.0, mode="nearest"), activation)
+    def activated(self, x: Tensor, activation: str, padding: Sequence[int] = (1, 1)) -> Tensor:
+        """See `layers.activated` and `layers.Conv3x3`."""
+        doubled = F.interpolate(x, scale_factor=2.0, mode="nearest")
+        beyond = 1 - padding[0]  # of two rows that a row of the neighbours has become, one is seen
+        return super().activated(doubled[..., beyond : doubled.shape[-2] - beyond, :], activation, padding)
 
 
 class PackedGEGLU(nn.Module):
@@ -192,7 +209,7 @@ def packed(layer: nn.Module) -> nn.Module:
         return PackedGEGLU(layer)
     if type(layer) is DoublingConv2d:
         return PackedDoublingConv2d(layer) if layer.in_channels < WIDE else PackedWideDoublingConv2d(layer)
-    if type(layer) is nn.Conv2d and layer.padding_mode == "zeros" and not isinstance(layer.padding, str):
+    if type(layer) in (nn.Conv2d, Conv3x3) and layer.padding_mode == "zeros" and not isinstance(layer.padding, str):
         return PackedConv2d(layer)
     return layer
 

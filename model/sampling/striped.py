@@ -30,7 +30,8 @@ from diffbir.model.networks.autoencoder import (
     ResnetBlock,
     normed,
 )
-from diffbir.model.networks.layers import Upsample, plus
+from diffbir.model.networks.layers import Conv3x3, Upsample, plus
+from diffbir.model.networks.packed import PackedConv2d
 from diffbir.utils.memory import FirstThatFits
 
 Strips = Iterator[Tensor]  # (B, C, rows, W), from top to bottom
@@ -149,7 +150,7 @@ def attend(block: AttnBlock, strips: Strips, home: torch.device | None) -> Strip
 @stream.register
 def downsample(layer: Downsample, strips: Strips, home: torch.device | None) -> Strips:
     for strip in with_neighbours(strips, above=False):
-        yield F.conv2d(F.pad(strip, (0, 1, 0, 0)), layer.conv.weight, layer.conv.bias, stride=2)
+        yield layer.conv(F.pad(strip, (0, 1, 0, 0)))
 
 
 @stream.register
@@ -169,11 +170,11 @@ def head(module: Encoder | Decoder, strips: Strips, home: torch.device | None) -
     yield from convolve(module.conv_out, (normed(held.normalise, strip) for strip in held))
 
 
-@stream.register
-def convolve(conv: nn.Conv2d, strips: Strips, home: torch.device | None = None) -> Strips:
-    """A 3x3 convolution, padded by one."""
+@stream.register(Conv3x3)
+@stream.register(PackedConv2d)
+def convolve(conv: nn.Module, strips: Strips, home: torch.device | None = None) -> Strips:
     for strip in with_neighbours(strips):
-        yield F.conv2d(strip, conv.weight, conv.bias, padding=(0, 1))
+        yield conv(strip, padding=(0, 1))
 
 
 def with_neighbours(strips: Strips, above: bool = True) -> Strips:

@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch.testing import assert_close
 
+from diffbir.model.build import build_networks
 from diffbir.model.options import Options
 from diffbir.model.presets import load_preset
 from diffbir.model.restorer import Restorer
@@ -202,7 +203,7 @@ def test_half_precision_stays_close_to_float32(restorer, precision, tolerance):
 def test_what_overflows_in_half_precision_is_computed_again_in_float32(restorer, part, caplog):
     """The first weights scaled so far that what follows passes fp16's range; norms bring it back in float32."""
     broken = chain(precision="fp16")
-    broken.autoencoder.half()
+    broken.autoencoder = build_networks(load_preset("mini"), ["autoencoder"])["autoencoder"].half()
     module = getattr(broken, part)
     first = {
         "stage1": lambda: module.conv_first[1],

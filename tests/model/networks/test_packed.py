@@ -8,8 +8,8 @@ from torch import nn
 from torch.testing import assert_close
 
 from diffbir.model.build import for_inference
-from diffbir.model.networks import packed
-from diffbir.model.networks.layers import DoublingConv2d
+from diffbir.model.networks import packed, winograd
+from diffbir.model.networks.layers import Conv3x3, DoublingConv2d
 from diffbir.model.networks.swinir import SwinIR
 from diffbir.model.networks.unet import GEGLU, UNet
 
@@ -18,6 +18,7 @@ LAYERS = {
     "linear": (nn.Linear(24, 40), (2, 7, 24)),
     "without bias": (nn.Linear(24, 40, bias=False), (2, 24)),
     "3x3": (nn.Conv2d(24, 40, 3, padding=1), (2, 24, 9, 6)),
+    "strips": (Conv3x3(24, 40), (2, 24, 9, 6)),
     "1x1": (nn.Conv2d(24, 40, 1), (2, 24, 9, 6)),
     "stride": (nn.Conv2d(24, 40, 3, stride=2, padding=1), (1, 24, 9, 6)),
     "groups": (nn.Conv2d(24, 48, 3, padding=1, groups=2), (1, 24, 9, 6)),
@@ -41,6 +42,68 @@ def test_a_packed_layer_computes_the_same(name):
 
 
 @pytest.mark.skipif(not packed.available(torch.bfloat16), reason="a CPU without bf16")
+@pytest.mark.parametrize("name", ["strips", "doubling", "wide doubling"])
+def test_strips_with_a_row_of_their_neighbours(name):
+    layer, shape = LAYERS[name]
+    x, new = torch.randn(shape), packed.packed(layer)
+    with torch.inference_mode():
+        strip = nn.functional.pad(x, (0, 0, 1, 1))
+        for _ in range(2):
+            assert_close(new(strip, padding=(0, 1)), layer(strip, padding=(0, 1)), rtol=1e-4, atol=1e-5)
+            assert_close(new(x), layer(strip, padding=(0, 1)), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("size, rows", [((1, 32, 32), None), ((3, 34, 40), 4), ((5, 32, 34), 1000)])
+def test_wide_convolutions_by_winograd_are_exact(size, rows, monkeypatch):
+    """In one block, in blocks of rows of which the last is smaller, and in blocks of images; against float64."""
+    n, H, W = size
+    if rows is not None:
+        monkeypatch.setattr(winograd, "BLOCK", 16 * 256 * rows * W // 4)
+    layer = nn.Conv2d(256, 256, 3, padding=1)
+    x = torch.randn(n, 256, H, W)
+    new = packed.packed(layer)
+    with torch.inference_mode():
+        exact = copy.deepcopy(layer).double()(x.double())
+        error = (new(x) - exact).std() / exact.std()
+        assert not new.weight.is_mkldnn and error < 1e-6
+        assert torch.equal(new.weight, layer.weight)
+        assert error < 2 * (layer(x) - exact).std() / exact.std() + 1e-7
+        assert_close(copy.deepcopy(new)(x), new(x), rtol=0, atol=0)
+        odd = torch.randn(1, 256, 33, 35)  # another size, in oneDNN's order
+        assert_close(new(odd), layer(odd), rtol=1e-4, atol=1e-5)
+        assert new.weight.is_mkldnn and not winograd.pays(odd.shape, layer.weight.shape)
+        assert_close(new(x), layer(x), rtol=1e-4, atol=1e-5)
+        strip = nn.functional.pad(x, (0, 0, 1, 1))
+        assert_close(new(strip, padding=(0, 1)), layer(x), rtol=1e-4, atol=1e-5)
+        assert not new.weight.is_mkldnn
+    x.requires_grad_()
+    (ours,) = torch.autograd.grad(new(x).square().sum(), x)
+    (theirs,) = torch.autograd.grad(layer(x).square().sum(), x)
+    assert_close(ours, theirs, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    "kind", [{"stride": 2}, {"padding": 2}, {"padding": 2, "dilation": 2}, {"groups": 2}, {"bias": False}]
+)
+def test_other_wide_convolutions_stay_direct(kind):
+    layer = nn.Conv2d(512, 512, 3, **{"padding": 1, **kind})
+    x = torch.randn(1, 512, 32, 32)
+    new = packed.packed(layer)
+    with torch.inference_mode():
+        assert_close(new(x), layer(x), rtol=1e-4, atol=1e-5)
+    assert new.weight.is_mkldnn
+
+
+@pytest.mark.skipif(not packed.available(torch.bfloat16), reason="a CPU without bf16")
+def test_wide_convolutions_in_bf16_stay_direct():
+    layer, x = nn.Conv2d(256, 256, 3, padding=1), torch.randn(1, 256, 32, 32)
+    new = packed.packed(copy.deepcopy(layer))
+    with torch.inference_mode():
+        assert_close(new(x), layer(x), rtol=1e-4, atol=1e-5)
+        assert_close(new.bfloat16()(x.bfloat16()).float(), layer(x), rtol=0.05, atol=0.05)
+        assert new.weight.is_mkldnn
+
+
 @pytest.mark.parametrize("name", LAYERS)
 def test_in_bf16_too_and_back_in_float32(name):
     layer, shape = LAYERS[name]

@@ -1,10 +1,14 @@
 """The autoencoder in strips equals the autoencoder."""
 
+import copy
+
 import pytest
 import torch
 from torch import nn
 from torch.testing import assert_close
 
+from diffbir.model.build import for_inference
+from diffbir.model.networks import packed, winograd
 from diffbir.model.networks.autoencoder import AutoencoderKL
 from diffbir.model.sampling.striped import CPU, StripedAutoencoder, Stripes, stream
 
@@ -35,6 +39,24 @@ def test_strips_change_nothing(autoencoder, size, rows, home):
     z = torch.randn(2, 4, h, w) + torch.linspace(-2, 2, h)[:, None]
     assert_close(striped.encode(image), autoencoder.encode(image), rtol=1e-4, atol=1e-5)
     assert_close(striped.decode(z), autoencoder.decode(z), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.skipif(not packed.available(), reason="torch without oneDNN's operators")
+@pytest.mark.parametrize("narrow", [False, True])
+def test_packed_layers_in_strips_change_nothing(autoencoder, narrow, monkeypatch):
+    """With convolutions by Winograd's algorithm, too, where they are wide: here already where they are narrow."""
+    if narrow:
+        monkeypatch.setattr(winograd, "CHANNELS", 8)
+        monkeypatch.setattr(winograd, "TILES", 1)
+    f = autoencoder.factor
+    ours = for_inference(copy.deepcopy(autoencoder), "cpu")
+    image, z = torch.rand(2, 3, 6 * f, 5 * f), torch.randn(2, 4, 6, 5)
+    for rows in (1, 4, 9):
+        striped = StripedAutoencoder(ours, [Stripes(rows * 5 * f**2)])
+        assert_close(striped.encode(image), autoencoder.encode(image), rtol=1e-3, atol=1e-4)
+        assert_close(striped.decode(z), autoencoder.decode(z), rtol=1e-3, atol=1e-4)
+    layers = [m for m in ours.modules() if isinstance(m, packed.PackedConv2d)]
+    assert layers and narrow == any(not layer.weight.is_mkldnn for layer in layers if layer.size)
 
 
 def test_half_precision_is_as_good_as_in_one_piece(autoencoder):
