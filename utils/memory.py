@@ -1,7 +1,9 @@
 """What memory is free, and what to do when it isn't."""
 
+import ctypes
 import logging
 import resource
+import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Generic, TypeVar
@@ -11,6 +13,7 @@ import torch
 log = logging.getLogger(__name__)
 
 MEMINFO = Path("/proc/meminfo")
+LIBC = ctypes.CDLL(None) if sys.platform == "linux" else None
 UNKNOWN = 4 * 2**30  # bytes that are assumed to be free where the system doesn't say
 
 Plan = TypeVar("Plan")
@@ -59,6 +62,16 @@ class FirstThatFits(Generic[Plan]):
             self.before_retry()
             if torch.cuda.is_available():
                 torch.cuda.empty_cache()
+
+
+def give_back() -> None:
+    """Returns to the system what the C library keeps of freed memory: anything below 32 MB, in pieces.
+
+    Worth its milliseconds after many activations of a large picture, between whose remains the next ones don't fit.
+    Does nothing where the library isn't glibc.
+    """
+    if hasattr(LIBC, "malloc_trim"):
+        LIBC.malloc_trim(0)
 
 
 def peak_bytes(device: torch.device) -> int:

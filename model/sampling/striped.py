@@ -32,7 +32,7 @@ from diffbir.model.networks.autoencoder import (
 )
 from diffbir.model.networks.layers import Conv3x3, Upsample, plus
 from diffbir.model.networks.packed import PackedConv2d
-from diffbir.utils.memory import FirstThatFits
+from diffbir.utils.memory import FirstThatFits, give_back
 
 Strips = Iterator[Tensor]  # (B, C, rows, W), from top to bottom
 
@@ -74,7 +74,7 @@ class StripedAutoencoder:
             if image.shape[-2] <= rows:
                 return model.encode(image)
             strips = stream(model.encoder, map(model.to_patches, image.split(rows, dim=-2)), stripes.home)
-            mean, _ = model.quant_conv(torch.cat(list(strips), dim=-2)).chunk(2, dim=1)
+            mean, _ = model.quant_conv(joined(strips)).chunk(2, dim=1)
             return mean * model.scale_factor
 
         return self.fit(run)
@@ -89,13 +89,21 @@ class StripedAutoencoder:
                 return model.decode(z)
             latent = model.post_quant_conv(z / model.scale_factor)
             strips = stream(model.decoder, iter(latent.split(rows, dim=-2)), stripes.home)
-            return model.to_image(torch.cat(list(strips), dim=-2))
+            return model.to_image(joined(strips))
 
         return self.fit(run)
 
     def latent_rows(self, width: int, stripes: Stripes) -> int:
         """Rows in a strip of a latent of this width."""
         return max(1, stripes.pixels // (width * self.autoencoder.factor**2))
+
+
+def joined(strips: Strips) -> Tensor:
+    """All of them in one piece; what they took on their way is free for others."""
+    whole = torch.cat(list(strips), dim=-2)
+    if whole.device.type == "cpu":
+        give_back()
+    return whole
 
 
 @singledispatch

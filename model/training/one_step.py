@@ -15,6 +15,7 @@ from diffbir.model.options import Options
 from diffbir.model.restorer import OneStep, Restorer, Result
 from diffbir.model.sampling.denoiser import ControlledUNet
 from diffbir.model.sampling.diffusion import Diffusion
+from diffbir.model.sampling.guidance import region_weight
 from diffbir.model.training.base import Trainable
 from diffbir.model.weights.lora_file import read_lora
 from diffbir.utils.cli import UserError
@@ -23,6 +24,11 @@ from diffbir.utils.precision import keeping_precision
 
 RECONSTRUCTION = {"l1": F.l1_loss, "l2": F.mse_loss}
 STRIDE = 4  # of AlexNet's first convolution
+
+
+def plain(photo: Tensor) -> Tensor:
+    """Where a photo (B, 3, H, W) is plain: 1 in skies and walls, near 0 on any texture; (B, 1, H, W)."""
+    return region_weight(photo) ** 4
 
 
 def off_grid(*images: Tensor) -> tuple[Tensor, ...]:
@@ -74,6 +80,8 @@ class OneStepTraining(Trainable):
         reconstruction: 'l1' or 'l2'.
         reconstruction_weight, lpips_weight, dists_weight: of the distances (the last two are metrics, too: say so
             beside figures).
+        plain_weight: of the mean absolute difference from I_reg where the photo is `plain`. Nothing is missing there,
+            and what perceptual losses would add to it is seen as scratches.
         dists_images: how many pictures of a batch DISTS looks at, which can take as long as all the rest; None is all.
         adversarial: 'softplus' or 'hinge'.
         adversarial_weight: of the generator's adversarial loss, which sets in at step `warm_up` and is in full force
@@ -99,6 +107,7 @@ class OneStepTraining(Trainable):
         start: str | None = None,
         reconstruction: str = "l1",
         reconstruction_weight: float = 1.0,
+        plain_weight: float = 0.0,
         lpips_weight: float = 1.0,
         dists_weight: float = 0.0,
         dists_images: int | None = None,
@@ -142,7 +151,8 @@ class OneStepTraining(Trainable):
         self.dists = DISTS() if dists_weight else None
         self.diffusion, self.t, self.residual, self.clip = diffusion, t, residual, clip
         self.reconstruction = RECONSTRUCTION[reconstruction]
-        self.reconstruction_weight, self.lpips_weight = reconstruction_weight, lpips_weight
+        self.reconstruction_weight, self.plain_weight = reconstruction_weight, plain_weight
+        self.lpips_weight = lpips_weight
         self.dists_weight, self.dists_images = dists_weight, dists_images
         self.discriminator_loss, self.generator_loss = ADVERSARIAL[adversarial]
         self.adversarial_weight, self.warm_up, self.ramp = adversarial_weight, warm_up, ramp
@@ -181,8 +191,8 @@ class OneStepTraining(Trainable):
         )
         return Restorer(**networks, diffusion=self.diffusion, one_step=one_step, defaults=options, device=self.device)
 
-    def generate(self, batch: dict) -> Tensor:
-        """Restored pictures (B, 3, H, W), not clamped."""
+    def generate(self, batch: dict) -> tuple[Tensor, Tensor]:
+        """Restored pictures, not clamped, and I_reg, (B, 3, H, W) each."""
         networks = {**self.frozen, **self.trained}
         autoencoder = networks["autoencoder"]
         with torch.no_grad():
@@ -193,10 +203,10 @@ class OneStepTraining(Trainable):
         network = ControlledUNet(networks["unet"], networks["branch"])
         z_0 = self.diffusion.to_z_0(latent, t, network(latent, t, Condition(latent, text, i_reg)).float())
         if not self.residual:
-            return autoencoder.decode(z_0).float()
+            return autoencoder.decode(z_0).float(), i_reg
         with torch.set_grad_enabled("autoencoder" in self.trained):
-            plain = autoencoder.decode(latent).float()
-        return i_reg + autoencoder.decode(z_0).float() - plain
+            reconstructed = autoencoder.decode(latent).float()
+        return i_reg + autoencoder.decode(z_0).float() - reconstructed, i_reg
 
     def logits(self, x: Tensor) -> list[Tensor]:
         """Of every part of the discriminator; each counts as much as the others."""
@@ -230,10 +240,14 @@ class OneStepTraining(Trainable):
         return generator, discriminator
 
     def training_step(self, batch: dict, _: int) -> Tensor:
-        fake, real = self.generate(batch), batch["hq"]
+        (fake, i_reg), real = self.generate(batch), batch["hq"]
         reconstruction, lpips = self.reconstruction(fake, real), self.lpips(*off_grid(fake, real)).mean()
         self.log_dict({"train/reconstruction": reconstruction, "train/lpips": lpips})
         loss = self.reconstruction_weight * reconstruction + self.lpips_weight * lpips
+        if self.plain_weight:
+            added = (plain(real) * (fake - i_reg).abs()).mean()
+            self.log("train/plain", added)
+            loss = loss + self.plain_weight * added
         if self.dists is not None:
             dists = self.dists(fake[: self.dists_images], real[: self.dists_images]).mean()
             self.log("train/dists", dists)

@@ -1,9 +1,12 @@
 """What happens when memory runs out."""
 
+import resource
+from pathlib import Path
+
 import pytest
 import torch
 
-from diffbir.utils.memory import UNKNOWN, FirstThatFits, free_bytes, is_out_of_memory
+from diffbir.utils.memory import LIBC, UNKNOWN, FirstThatFits, free_bytes, give_back, is_out_of_memory
 
 
 def test_sizes_shrink_until_they_fit_and_stay(caplog):
@@ -47,3 +50,18 @@ def test_a_failed_allocation_of_the_cpu_is_recognised():
 def test_free_memory_is_known():
     assert free_bytes(torch.device("cpu")) > 2**26
     assert free_bytes(torch.device("meta")) == UNKNOWN
+
+
+@pytest.mark.skipif(not hasattr(LIBC, "malloc_trim"), reason="not glibc")
+def test_freed_memory_goes_back_to_the_system():
+    """Blocks that the C library keeps, because others among them are still in use."""
+
+    def resident() -> int:
+        return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
+
+    blocks = [torch.ones(2**14) for _ in range(4096)]  # 256 MB
+    full = resident()
+    blocks = blocks[::16]
+    give_back()
+    assert full - resident() > 200e6
+    assert all(block.sum() == 2**14 for block in blocks)

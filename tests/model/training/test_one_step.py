@@ -11,7 +11,7 @@ from torch.testing import assert_close
 
 from diffbir.model.networks.condition import Condition
 from diffbir.model.networks.lora import factors, merge_lora
-from diffbir.model.training.one_step import OneStepTraining, off_grid
+from diffbir.model.training.one_step import OneStepTraining, off_grid, plain
 from diffbir.model.training.run import build_module, train
 from diffbir.model.weights.checkpoint import save_weights
 from diffbir.utils.cli import UserError
@@ -120,9 +120,9 @@ def test_a_training_begins_with_the_additions_of_another(tmp_path):
     start = f"module.params.start={tmp_path / 'lora.safetensors'}"
     second, b = module(*adapted, start), batch()
     with torch.no_grad():
-        expected = first.generate(b)
-        assert_close(second.generate(b), expected)
-        assert (module(*adapted).generate(b) - expected).abs().max() > 1e-3
+        expected = first.generate(b)[0]
+        assert_close(second.generate(b)[0], expected)
+        assert (module(*adapted).generate(b)[0] - expected).abs().max() > 1e-3
     with pytest.raises(UserError, match=r"module\.params\.start: .*lora\.safetensors, branch: .* is no layer"):
         module("module.params.train_decoder=true", "module.params.lora={unet: 2, autoencoder: 2}", start)
 
@@ -134,7 +134,7 @@ def test_dists_looks_at_some_pictures(vgg16):
     m._trainer = type("Trainer", (), {"global_step": 0})()
     m.training_step(b, 0)
     with torch.no_grad():
-        assert_close(logged["train/dists"], m.dists(m.generate(b)[:1], b["hq"][:1]).mean())
+        assert_close(logged["train/dists"], m.dists(m.generate(b)[0][:1], b["hq"][:1]).mean())
 
 
 def test_a_network_that_cannot_be_adapted_is_refused():
@@ -156,19 +156,19 @@ def test_one_pass_from_the_clean_latent_and_the_residual_in_its_parts():
         z_0 = alpha_bar**0.5 * latent - (1 - alpha_bar) ** 0.5 * v  # Salimans and Ho 2022, appendix D
         decode = m.frozen["autoencoder"].decode
         expected = i_reg + decode(z_0) - decode(latent)
-        assert_close(m.generate(b), expected)
+        assert_close(m.generate(b)[0], expected)
         assert (expected - i_reg).abs().mean() > 1e-4
         assert_close(m.restore(b).image, expected.clamp(0, 1))  # and inference computes the same
         plain = module("module.params.residual=false")
         plain.load_state_dict(m.state_dict(), strict=False)
-        assert_close(plain.generate(b), decode(z_0))
+        assert_close(plain.generate(b)[0], decode(z_0))
 
 
 def test_the_generator_learns_against_the_discriminator_and_not_through_it():
     """Its loss moves no weight of the discriminator, the discriminator's none of the generator."""
     m, b = module(), batch()
     m.log_dict = lambda *args, **kwargs: None
-    generator, discriminator = m.adversary(m.generate(b), b["hq"])
+    generator, discriminator = m.adversary(m.generate(b)[0], b["hq"])
     generator.backward(retain_graph=True)
     assert all(p.grad is None for p in m.discriminator.parameters())
     grads = [p.grad.clone() for p in m.trained.parameters() if p.grad is not None]
@@ -181,7 +181,8 @@ def test_the_generator_learns_against_the_discriminator_and_not_through_it():
 
 @pytest.mark.parametrize("reconstruction, function", [("l1", F.l1_loss), ("l2", F.mse_loss)])
 def test_the_loss_is_the_stated_sum(reconstruction, function):
-    weights = {"reconstruction_weight": 0.4, "lpips_weight": 0.7, "adversarial_weight": 0.3, "warm_up": 10, "ramp": 20}
+    weights = {"reconstruction_weight": 0.4, "plain_weight": 0.6, "lpips_weight": 0.7}
+    weights |= {"adversarial_weight": 0.3, "warm_up": 10, "ramp": 20}
     m = module(
         f"module.params.reconstruction={reconstruction}", *(f"module.params.{k}={v}" for k, v in weights.items())
     )
@@ -192,12 +193,22 @@ def test_the_loss_is_the_stated_sum(reconstruction, function):
         m._trainer = type("Trainer", (), {"global_step": step})()
         torch.manual_seed(step)
         loss = m.training_step(b, 0)
-        fake = m.generate(b)
+        fake, i_reg = m.generate(b)
+        assert_close(i_reg, m.frozen["stage1"](b["lq"]).clamp(0, 1))
         torch.manual_seed(step)
         expected = 0.4 * function(fake, b["hq"]) + 0.7 * m.lpips(*off_grid(fake, b["hq"])).mean()
+        expected = expected + 0.6 * (plain(b["hq"]) * (fake - i_reg).abs()).mean()
         expected = expected + 0.3 * share * logged["train/adversarial"]
         assert_close(logged["train/loss"], expected)
         assert_close(loss, expected + logged["train/discriminator"])
+
+
+def test_skies_are_plain_and_textures_are_not():
+    photo = torch.full((1, 3, 32, 64), 0.5) + torch.linspace(0, 0.1, 64)  # a sky ...
+    photo[..., 32:] += 0.3 * (torch.arange(32) // 2 % 2)  # ... and stripes
+    weight = plain(photo)
+    assert weight.shape == (1, 1, 32, 64)
+    assert weight[..., 2:30].min() > 0.8 and weight[..., 34:62].max() < 0.01
 
 
 def test_lpips_looks_from_every_origin():
@@ -226,7 +237,7 @@ def test_a_trained_decoder_leaves_the_encoder_alone():
     m = module("module.params.train_decoder=true")
     trained = {n for n, p in m.named_parameters() if p.requires_grad and n.startswith("trained.autoencoder.")}
     assert trained and all(".decoder." in n or ".post_quant_conv." in n for n in trained)
-    m.generate(batch()).sum().backward()
+    m.generate(batch())[0].sum().backward()
     assert all(p.grad is not None for n, p in m.named_parameters() if n in trained)
 
 
