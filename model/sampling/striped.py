@@ -52,6 +52,7 @@ class Stripes:
 
 CPU = torch.device("cpu")
 TINY = 1e-12
+LARGE = 1 << 28  # bytes: activations that are worth a tidy memory
 PLANS = (Stripes(512**2), Stripes(256**2, CPU), Stripes(128**2, CPU))
 
 
@@ -234,6 +235,8 @@ class Held:
             moments.append((strip.shape[-2], *variance_and_mean(strip.float(), norm.num_groups)))
             self.device, self.home = strip.device, home or strip.device
             self.strips.append(strip.to(self.home))
+        if self.home.type == "cpu" and sum(strip.nbytes for strip in self.strips) > LARGE:
+            give_back()
         rows, variances, means = zip(*moments, strict=True)
         share = torch.tensor(rows, device=self.device) / sum(rows)  # (strips,)
         means = torch.stack(means, dim=-1)  # (B, groups, strips)
