@@ -45,7 +45,7 @@ def build(folder: Path) -> None:
         "comfy.model_management",
         get_torch_device=lambda: torch.device("cpu"),
         unet_offload_device=lambda: torch.device("cpu"),
-        module_size=lambda m: sum(p.nbytes for p in m.parameters()),
+        module_size=lambda m: sum(x.nelement() * x.element_size() for x in m.state_dict().values()),  # as theirs
         free_memory=lambda size, device: CALLS["freed"].append([size, str(device)]),
         throw_exception_if_processing_interrupted=throw_exception_if_processing_interrupted,
         InterruptProcessingException=InterruptProcessingException,
