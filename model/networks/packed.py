@@ -129,7 +129,7 @@ class PackedConv2d(Packed):
         return OPS._convolution_pointwise(x, self.weight, self.bias, *settings, *FUSED[activation])
 
     def put_in_order(self, x: Tensor, settings: Sequence[Any]) -> None:
-        """The weights, for what is to come."""
+        """Puts the weights in the order that is best for pictures like x."""
         weight = self.weight.detach().to_dense()
         if self.plain and x.dtype == torch.float32 and winograd.pays(x.shape, weight.shape, settings[0]):
             with torch.inference_mode(False):  # gradients may be asked for later

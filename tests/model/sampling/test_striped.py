@@ -9,7 +9,8 @@ from torch.testing import assert_close
 
 from diffbir.model.build import for_inference
 from diffbir.model.networks import packed, winograd
-from diffbir.model.networks.autoencoder import AutoencoderKL
+from diffbir.model.networks.autoencoder import AttnBlock, AutoencoderKL
+from diffbir.model.sampling import striped
 from diffbir.model.sampling.striped import CPU, StripedAutoencoder, Stripes, stream
 
 CONVOLUTIONS = dict(channels=8, channel_mult=(1, 2, 4), num_res_blocks=1, mid_attention=False, norm_groups=2)
@@ -57,6 +58,20 @@ def test_packed_layers_in_strips_change_nothing(autoencoder, narrow, monkeypatch
         assert_close(striped.decode(z), autoencoder.decode(z), rtol=1e-3, atol=1e-4)
     layers = [m for m in ours.modules() if isinstance(m, packed.PackedConv2d)]
     assert layers and narrow == any(not layer.weight.is_mkldnn for layer in layers if layer.size)
+
+
+def test_large_strips_give_back_memory_at_norms_and_at_the_end(autoencoder, monkeypatch):
+    calls = []
+    monkeypatch.setattr(striped, "give_back", lambda: calls.append(1))
+    f, z = autoencoder.factor, torch.randn(1, 4, 6, 5)
+    once = StripedAutoencoder(autoencoder, [Stripes(2 * 5 * f**2)])
+    once.decode(z)
+    assert len(calls) == 1
+    monkeypatch.setattr(striped, "LARGE", 0)
+    once.decode(z)
+    norms = sum(isinstance(m, nn.GroupNorm) for m in autoencoder.decoder.modules())
+    in_attention = sum(isinstance(m, AttnBlock) for m in autoencoder.decoder.modules())  # which has all in one piece
+    assert len(calls) == 2 + norms - in_attention
 
 
 def test_half_precision_is_as_good_as_in_one_piece(autoencoder):
