@@ -3,6 +3,7 @@
 The command line, the pictures in the training logs and the benchmarks all call it.
 """
 
+import copy
 import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
 from contextlib import contextmanager
@@ -231,7 +232,7 @@ class Restorer:
             return cls(**networks, defaults=defaults, device=device, offload=offload)
         one_step, own = None, {}
         if node := config.get("one_step"):
-            check_keys(node, (), ("weights", "lora", "sampling"))
+            check_keys(node, (), ("weights", "lora", "decoder_sees_image", "sampling"))
             own = {"unet": networks.pop("unet"), "branch": networks.pop("branch", None)}
             if weights := node.get("weights"):  # beside those of the chains
                 networks |= own
@@ -240,7 +241,11 @@ class Restorer:
                 )
             if lora := node.get("lora"):
                 networks |= own
-                own = with_additions({**own, "autoencoder": networks["autoencoder"]}, lora, copied=True)
+                autoencoder = networks["autoencoder"]
+                if node.get("decoder_sees_image"):
+                    autoencoder = copy.deepcopy(autoencoder)
+                    autoencoder.decoder.see_image()
+                own = with_additions({**own, "autoencoder": autoencoder}, lora, copied=True)
             network = ControlledUNet(own["unet"], own["branch"])
             one_step = OneStep(network, sampling_of(node, "one_step."), own.get("autoencoder"))
         for name, network in (*networks.items(), *own.items()):
@@ -396,9 +401,9 @@ class Restorer:
             autoencoder = self.one_step.autoencoder
         decode = StripedAutoencoder(autoencoder).decode
         with self.on_device(autoencoder):
-            image = finite(autoencoder, decode, z_0)
+            image = finite(autoencoder, decode, z_0, i_reg)
             if options.residual:  # so that what sampling left alone is stage 1's to the pixel
-                image += options.residual * (i_reg - finite(autoencoder, decode, latent))
+                image += options.residual * (i_reg - finite(autoencoder, decode, latent, i_reg))
         image = ALIGNMENTS[options.color](image, i_reg).clamp(0, 1)
         return resize(image[..., :height, :width], size).clamp(0, 1)
 
@@ -574,12 +579,12 @@ def resize(images: Tensor, size: Sequence[int]) -> Tensor:
     return F.interpolate(images, tuple(size), mode="bicubic", antialias=size[0] < images.shape[-2]).clamp(0, 1)
 
 
-def finite(module: nn.Module, function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+def finite(module: nn.Module, function: Callable[..., Tensor], *x: Tensor) -> Tensor:
     """`function` of `module`, computed in the module's precision or, if that overflows, in float32; float32 out."""
-    y = function(x.to(dtype_of(module))).float()
+    y = function(*(value.to(dtype_of(module)) for value in x)).float()
     if dtype_of(module) in HALF and not y.isfinite().all():
         overflow(module)
-        y = function(x.float())
+        y = function(*(value.float() for value in x))
     return y
 
 

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from diffbir.model.networks.attention import attention
-from diffbir.model.networks.layers import Conv3x3, Upsample, plus, silu
+from diffbir.model.networks.layers import Conv3x3, Upsample, plus, silu, zero_module
 
 
 @dataclass(frozen=True)
@@ -150,7 +150,11 @@ class Encoder(nn.Module):
 
 
 class Decoder(nn.Module):
-    """Latent (B, z, h, w) -> image (B, out, h * f, w * f)."""
+    """Latent (B, z, h, w) -> image (B, out, h * f, w * f).
+
+    A decoder that restores may see the image that the latent is of, which knows where edges are to the pixel; see
+    `see_image`.
+    """
 
     def __init__(self, out_channels: int, widths: Sequence[int], blocks: int, z: int, groups: int, mid_attention: bool):
         super().__init__()
@@ -165,10 +169,20 @@ class Decoder(nn.Module):
         self.up = nn.ModuleList(levels)  # published order: up.0 is the finest, run last
         self.norm_out = norm(channels, groups)
         self.conv_out = Conv3x3(channels, out_channels)
+        self.image_in = nn.ModuleList()  # of each level, in the order of `up`; none is what is published
 
-    def forward(self, z: Tensor) -> Tensor:
+    def see_image(self) -> None:
+        """Adds to what enters each level a convolution of the image at its size; without effect at the start."""
+        for i, level in enumerate(self.up):
+            conv = Conv3x3(self.conv_out.out_channels * 4**i, level.block[0].conv1.in_channels)
+            self.image_in.append(zero_module(conv).to(self.conv_out.weight))
+
+    def forward(self, z: Tensor, image: Tensor | None = None) -> Tensor:
+        """`image` (B, out, h * f, w * f) is only looked at after `see_image`."""
         h = self.mid(self.conv_in(z))
-        for level in reversed(self.up):
+        for i, level in reversed(list(enumerate(self.up))):
+            if self.image_in:
+                h = plus(h, self.image_in[i](F.pixel_unshuffle(image, 2**i)))
             for layer in level:
                 h = layer(h)
         return self.conv_out(normed(self.norm_out, h))
@@ -222,12 +236,12 @@ class AutoencoderKL(nn.Module):
         mean, logvar = self.quant_conv(self.encoder(self.to_patches(image))).chunk(2, dim=1)
         return DiagonalGaussian(mean, logvar.clamp(-30, 20))
 
-    def reconstruct(self, z: Tensor) -> Tensor:
-        """Unscaled latent (B, z, h, w) -> image (B, C, h f, w f) around [0, 1], not clamped."""
-        return self.to_image(self.decoder(self.post_quant_conv(z)))
+    def reconstruct(self, z: Tensor, image: Tensor | None = None) -> Tensor:
+        """Unscaled latent (B, z, h, w) -> image (B, C, h f, w f) around [0, 1], not clamped; see `decode`."""
+        return self.to_image(self.decoder(self.post_quant_conv(z), None if image is None else self.to_patches(image)))
 
     def to_patches(self, image: Tensor) -> Tensor:
-        """What the encoder sees: (B, C, H, W) in [0, 1] -> (B, C patch^2, H/patch, W/patch) in [-1, 1]."""
+        """What the networks see: (B, C, H, W) in [0, 1] -> (B, C patch^2, H/patch, W/patch) in [-1, 1]."""
         return F.pixel_unshuffle(image * 2 - 1, self.patch)
 
     def to_image(self, patches: Tensor) -> Tensor:
@@ -238,6 +252,10 @@ class AutoencoderKL(nn.Module):
         """E(image): image (B, C, H, W) in [0, 1] -> scaled latent (B, z, H/f, W/f), the posterior's mode."""
         return self.posterior(image).mean * self.scale_factor
 
-    def decode(self, z: Tensor) -> Tensor:
-        """D(z): scaled latent (B, z, h, w) -> image (B, C, h f, w f) around [0, 1], not clamped."""
-        return self.reconstruct(z / self.scale_factor)
+    def decode(self, z: Tensor, image: Tensor | None = None) -> Tensor:
+        """D(z): scaled latent (B, z, h, w) -> image (B, C, h f, w f) around [0, 1], not clamped.
+
+        Args:
+            image: (B, C, h f, w f) in [0, 1], for a decoder that sees it; others pay no attention.
+        """
+        return self.reconstruct(z / self.scale_factor, image)

@@ -74,6 +74,8 @@ class OneStepTraining(Trainable):
         t: timestep of the pass, 0 .. T - 1.
         residual: see above.
         train_decoder: whether the decoder learns too.
+        decoder_sees_image: whether it sees I_reg, too, and not only latents: where a small autoencoder loses edges. A
+            preset that has its additions says `one_step.decoder_sees_image: true`.
         lora: trained network -> rank of its additions, e.g. {unet: 256}; one that isn't named is trained whole.
         start: a file of additions, such as an earlier training's lora.safetensors, that those of `lora` begin with; of
             one of a higher rank they take the best approximation.
@@ -103,6 +105,7 @@ class OneStepTraining(Trainable):
         t: int = 200,
         residual: bool = False,
         train_decoder: bool = False,
+        decoder_sees_image: bool = False,
         lora: Mapping[str, int] | None = None,
         start: str | None = None,
         reconstruction: str = "l1",
@@ -124,10 +127,14 @@ class OneStepTraining(Trainable):
             raise ValueError(f"reconstruction must be one of {', '.join(RECONSTRUCTION)}, not '{reconstruction}'")
         if adversarial not in ADVERSARIAL:
             raise ValueError(f"adversarial must be one of {', '.join(ADVERSARIAL)}, not '{adversarial}'")
+        if decoder_sees_image and not train_decoder:
+            raise ValueError("decoder_sees_image needs train_decoder: what the decoder sees has no effect at first")
         trained, frozen = {"branch": branch, "unet": unet}, {"text_encoder": text_encoder}
         (trained if train_decoder else frozen)["autoencoder"] = autoencoder
         frozen["stage1"] = nn.Identity() if stage1 is None else stage1
         super().__init__(trained, frozen, **kwargs)
+        if decoder_sees_image:
+            autoencoder.decoder.see_image()
         if train_decoder:
             autoencoder.encoder.requires_grad_(False)
             autoencoder.quant_conv.requires_grad_(False)
@@ -203,10 +210,10 @@ class OneStepTraining(Trainable):
         network = ControlledUNet(networks["unet"], networks["branch"])
         z_0 = self.diffusion.to_z_0(latent, t, network(latent, t, Condition(latent, text, i_reg)).float())
         if not self.residual:
-            return autoencoder.decode(z_0).float(), i_reg
+            return autoencoder.decode(z_0, i_reg).float(), i_reg
         with torch.set_grad_enabled("autoencoder" in self.trained):
-            reconstructed = autoencoder.decode(latent).float()
-        return i_reg + autoencoder.decode(z_0).float() - reconstructed, i_reg
+            reconstructed = autoencoder.decode(latent, i_reg).float()
+        return i_reg + autoencoder.decode(z_0, i_reg).float() - reconstructed, i_reg
 
     def logits(self, x: Tensor) -> list[Tensor]:
         """Of every part of the discriminator; each counts as much as the others."""

@@ -166,6 +166,34 @@ def test_one_step_may_be_additions_to_the_weights_of_the_chain(tmp_path):
         Restorer.from_config(preset)
 
 
+def test_additions_may_be_of_a_decoder_that_sees_stage_1(tmp_path):
+    seeing = disturbed(AutoencoderKL(**AUTOENCODER), 9)
+    for name, network in {**pair(5), "autoencoder": seeing}.items():
+        save_weights(network.state_dict(), tmp_path / f"{name}.safetensors")
+    seeing.decoder.see_image()
+    add_lora(seeing.decoder, 2)
+    for p in seeing.decoder.image_in.parameters():
+        p.data += 0.3 if p.requires_grad else 0
+    file = tmp_path / "lora.safetensors"
+    save_weights({f"autoencoder.{k}": v for k, v in factors(seeing.state_dict(), seeing).items()}, file)
+    preset = config(lora=str(file), decoder_sees_image=True)
+    preset.weights = {name: str(tmp_path / f"{name}.safetensors") for name in ("unet", "branch", "autoencoder")}
+    r = Restorer.from_config(preset)
+    assert not r.autoencoder.decoder.image_in  # the chains keep their decoder
+    i_reg, z = photo(), []
+    image = r.restore(i_reg, r.options(solver="one_step"), on_step=lambda i, z_0: z.append(z_0)).image
+    with torch.no_grad():
+        added = seeing.decode(z[0], i_reg) - seeing.decode(r.autoencoder.encode(i_reg), i_reg)
+        blind = r.autoencoder.decode(z[0]) - r.autoencoder.decode(r.autoencoder.encode(i_reg))
+    assert_close(image, (i_reg + added).clamp(0, 1), rtol=1e-4, atol=1e-4)
+    assert (added - blind).abs().mean() > 1e-3
+    kept = r.restore(i_reg, r.options(solver="one_step", guidance_scale=1e12)).image
+    assert_close(kept, i_reg, rtol=0, atol=1e-5)  # the other end of the dial is stage 1 all the same
+    preset.one_step.decoder_sees_image = False
+    with pytest.raises(UserError, match=r"'decoder\.image_in\.0' is no layer of AutoencoderKL"):
+        Restorer.from_config(preset)
+
+
 def test_a_wrong_key_is_named():
     with pytest.raises(UserError, match=r"one_step\.sampling\.stepz"):
         Restorer.from_config(config(sampling={"stepz": 1}))

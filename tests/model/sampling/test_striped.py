@@ -60,6 +60,21 @@ def test_packed_layers_in_strips_change_nothing(autoencoder, narrow, monkeypatch
     assert layers and narrow == any(not layer.weight.is_mkldnn for layer in layers if layer.size)
 
 
+@pytest.mark.parametrize("rows", [1, 2, 3, 9])
+@pytest.mark.parametrize("home", [None, CPU])
+def test_a_decoder_that_sees_the_image_sees_it_in_strips(autoencoder, rows, home):
+    seeing, f = copy.deepcopy(autoencoder), autoencoder.factor
+    seeing.decoder.see_image()
+    for conv in seeing.decoder.image_in:
+        nn.init.normal_(conv.weight, 0, 0.3)
+    z, image = torch.randn(2, 4, 7, 5), torch.rand(2, 3, 7 * f, 5 * f)
+    whole = seeing.decode(z, image)
+    assert (whole - autoencoder.decode(z)).abs().mean() > 0.01
+    striped = StripedAutoencoder(seeing.requires_grad_(False), [Stripes(rows * 5 * f**2, home)])
+    assert_close(striped.decode(z, image), whole, rtol=1e-4, atol=1e-5)
+    assert_close(StripedAutoencoder(autoencoder).decode(z, image), autoencoder.decode(z))  # others pay no attention
+
+
 def test_large_strips_give_back_memory_at_norms_and_at_the_end(autoencoder, monkeypatch):
     calls = []
     monkeypatch.setattr(striped, "give_back", lambda: calls.append(1))
@@ -96,7 +111,7 @@ def test_layers_see_strips_alone(autoencoder):
 
 
 def test_smaller_strips_that_rest_in_main_memory_follow_when_memory_runs_out(autoencoder, monkeypatch, caplog):
-    def decode(z):
+    def decode(*_):
         raise torch.OutOfMemoryError
 
     striped = StripedAutoencoder(autoencoder)

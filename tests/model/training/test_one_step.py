@@ -127,6 +127,28 @@ def test_a_training_begins_with_the_additions_of_another(tmp_path):
         module("module.params.train_decoder=true", "module.params.lora={unet: 2, autoencoder: 2}", start)
 
 
+def test_a_decoder_that_sees_stage_1_learns_from_nothing(tmp_path):
+    lora = "module.params.lora={unet: 2, branch: 2, autoencoder: 2}"
+    seeing = ["module.params.train_decoder=true", "module.params.decoder_sees_image=true", lora]
+    m, b = module(*seeing), batch()
+    blind = module(*seeing[::2])
+    blind.load_state_dict(m.state_dict(), strict=False)
+    with torch.no_grad():
+        assert torch.equal(m.generate(b)[0], blind.generate(b)[0])
+    for p in m.trained["autoencoder"].decoder.image_in.parameters():
+        p.data += 0.3 * p.requires_grad
+    with torch.no_grad():
+        moved = m.generate(b)[0]
+        assert (moved - blind.generate(b)[0]).abs().mean() > 1e-4
+        assert_close(m.restore(b).image, moved.clamp(0, 1), rtol=1e-4, atol=1e-5)
+    train(config(tmp_path, 2, *seeing, "lr_schedule=null", "lr=0.01"))
+    additions = load_file(tmp_path / "weights/lora.safetensors")
+    learnt = [key for key in additions if ".image_in." in key and "lora_B" in key]
+    assert learnt and all(additions[key].abs().max() > 0 for key in learnt)
+    with pytest.raises(ValueError, match="decoder_sees_image needs train_decoder"):
+        module("module.params.decoder_sees_image=true")
+
+
 def test_dists_looks_at_some_pictures(vgg16):
     m, b, logged = module("module.params.dists_weight=0.6", "module.params.dists_images=1"), batch(), {}
     m.log_dict = lambda *args, **kwargs: None
