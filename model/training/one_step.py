@@ -27,8 +27,11 @@ STRIDE = 4  # of AlexNet's first convolution
 
 
 def plain(photo: Tensor) -> Tensor:
-    """Where a photo (B, 3, H, W) is plain: 1 in skies and walls, near 0 on any texture; (B, 1, H, W)."""
-    return region_weight(photo) ** 4
+    """Where a photo (B, 3, H, W) is plain: 1 in skies and walls, 0 on any texture; (B, 1, H, W)."""
+    with torch.autocast(photo.device.type, enabled=False):  # half precision can't tell grain from its own rounding
+        weight = region_weight(photo.float())
+    around = F.avg_pool2d(weight, 17, stride=1, padding=8, count_include_pad=False)
+    return ((around - 0.8) / 0.1).clamp(0, 1)
 
 
 def off_grid(*images: Tensor) -> tuple[Tensor, ...]:
@@ -82,8 +85,9 @@ class OneStepTraining(Trainable):
         reconstruction: 'l1' or 'l2'.
         reconstruction_weight, lpips_weight, dists_weight: of the distances (the last two are metrics, too: say so
             beside figures).
-        plain_weight: of the mean absolute difference from I_reg where the photo is `plain`. Nothing is missing there,
-            and what perceptual losses would add to it is seen as scratches.
+        plain_weight: of the mean absolute difference from I_reg where the photo is `plain`. Nothing but grain is
+            missing there, which a network without noise at its input can't make: it would answer with hatching. So
+            perceptual losses and discriminator don't judge it there either; they see the photo.
         dists_images: how many pictures of a batch DISTS looks at, which can take as long as all the rest; None is all.
         adversarial: 'softplus' or 'hinge'.
         adversarial_weight: of the generator's adversarial loss, which sets in at step `warm_up` and is in full force
@@ -248,19 +252,22 @@ class OneStepTraining(Trainable):
 
     def training_step(self, batch: dict, _: int) -> Tensor:
         (fake, i_reg), real = self.generate(batch), batch["hq"]
-        reconstruction, lpips = self.reconstruction(fake, real), self.lpips(*off_grid(fake, real)).mean()
-        self.log_dict({"train/reconstruction": reconstruction, "train/lpips": lpips})
-        loss = self.reconstruction_weight * reconstruction + self.lpips_weight * lpips
+        reconstruction, seen = self.reconstruction(fake, real), fake
+        loss = self.reconstruction_weight * reconstruction
         if self.plain_weight:
-            added = (plain(real) * (fake - i_reg).abs()).mean()
+            mask = plain(real)
+            added = (mask * (fake - i_reg).abs()).mean()
             self.log("train/plain", added)
-            loss = loss + self.plain_weight * added
+            loss, seen = loss + self.plain_weight * added, torch.lerp(fake, real, mask)
+        lpips = self.lpips(*off_grid(seen, real)).mean()
+        loss = loss + self.lpips_weight * lpips
+        self.log_dict({"train/reconstruction": reconstruction, "train/lpips": lpips})
         if self.dists is not None:
-            dists = self.dists(fake[: self.dists_images], real[: self.dists_images]).mean()
+            dists = self.dists(seen[: self.dists_images], real[: self.dists_images]).mean()
             self.log("train/dists", dists)
             loss = loss + self.dists_weight * dists
         if self.discriminator:
-            generator, discriminator = self.adversary(fake, real)
+            generator, discriminator = self.adversary(seen, real)
             loss = loss + self.ramp_up() * self.adversarial_weight * generator
             self.log("train/loss", loss, prog_bar=True)
             return loss + discriminator

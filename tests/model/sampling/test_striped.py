@@ -60,6 +60,17 @@ def test_packed_layers_in_strips_change_nothing(autoencoder, narrow, monkeypatch
     assert layers and narrow == any(not layer.weight.is_mkldnn for layer in layers if layer.size)
 
 
+@pytest.mark.parametrize("height, pieces", [(6, 1), (7, 4)])
+def test_what_is_not_large_is_not_cut(autoencoder, height, pieces):
+    f, model, seen = autoencoder.factor, copy.deepcopy(autoencoder), []
+    for part in (model.encoder, model.decoder):
+        part.conv_in.register_forward_hook(lambda conv, *_: seen.append(conv))
+    striped = StripedAutoencoder(model, [Stripes(2 * 5 * f**2, whole=6 * 5 * f**2)])
+    striped.encode(torch.rand(1, 3, height * f, 5 * f))
+    striped.decode(torch.randn(1, 4, height, 5))
+    assert seen == [model.encoder.conv_in] * pieces + [model.decoder.conv_in] * pieces
+
+
 @pytest.mark.parametrize("rows", [1, 2, 3, 9])
 @pytest.mark.parametrize("home", [None, CPU])
 def test_a_decoder_that_sees_the_image_sees_it_in_strips(autoencoder, rows, home):
