@@ -233,16 +233,18 @@ class Restorer:
         one_step, own = None, {}
         if node := config.get("one_step"):
             check_keys(node, (), ("weights", "lora", "decoder_sees_image", "sampling"))
-            own = {"unet": networks.pop("unet"), "branch": networks.pop("branch", None)}
-            if weights := node.get("weights"):  # beside those of the chains
-                networks |= own
-                own |= build(
-                    OmegaConf.merge(config, {"weights": None, "lora": None}, {"weights": weights}), list(weights)
-                )
-            if lora := node.get("lora"):
-                networks |= own
-                autoencoder = networks["autoencoder"]
-                if node.get("decoder_sees_image"):
+            weights, lora, seeing = (node.get(key) for key in ("weights", "lora", "decoder_sees_image"))
+            own = {"unet": networks["unet"], "branch": networks.get("branch")}
+            if not weights and not lora:  # then these are the networks of one step, and there are no chains
+                networks = {name: network for name, network in networks.items() if name not in own}
+            if weights:
+                other = {"weights": None, "lora": None}
+                if seeing and "autoencoder" in weights:
+                    other["networks"] = {"autoencoder": {"params": {"decoder_sees_image": True}}}
+                own |= build(OmegaConf.merge(config, other, {"weights": weights}), list(weights))
+            if lora:
+                autoencoder = own.get("autoencoder", networks["autoencoder"])
+                if seeing and not autoencoder.decoder.image_in:
                     autoencoder = copy.deepcopy(autoencoder)
                     autoencoder.decoder.see_image()
                 own = with_additions({**own, "autoencoder": autoencoder}, lora, copied=True)

@@ -203,6 +203,7 @@ class AutoencoderKL(nn.Module):
         mid_attention: self-attention over all positions at the lowest resolution.
         norm_groups: groups of every GroupNorm; 0 leaves the norms out, with which a small network learns several times
             faster, but only at moderate learning rates.
+        decoder_sees_image: see `Decoder.see_image`.
     """
 
     packs = True  # layers are only called, so that `model.networks.packed` may replace them
@@ -219,6 +220,7 @@ class AutoencoderKL(nn.Module):
         scale_factor: float = 0.18215,
         mid_attention: bool = True,
         norm_groups: int = 32,
+        decoder_sees_image: bool = False,
     ):
         super().__init__()
         self.patch, self.factor = patch, patch * 2 ** (len(channel_mult) - 1)
@@ -226,6 +228,8 @@ class AutoencoderKL(nn.Module):
         widths = [channels * m for m in channel_mult]
         args = (in_channels * patch**2, widths, num_res_blocks, z_channels, norm_groups, mid_attention)
         self.encoder, self.decoder = Encoder(*args), Decoder(*args)
+        if decoder_sees_image:
+            self.decoder.see_image()
         self.quant_conv = nn.Conv2d(2 * z_channels, 2 * z_channels, 1)
         self.post_quant_conv = nn.Conv2d(z_channels, z_channels, 1)
         # A new posterior starts almost deterministic; with unit noise, weak signals such as colour are learned late.

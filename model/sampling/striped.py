@@ -59,7 +59,7 @@ PLANS = (Stripes(512**2, whole=1024**2), Stripes(256**2, CPU), Stripes(128**2, C
 
 
 class StripedAutoencoder:
-    """`encode` and `decode` of an autoencoder; one that isn't larger than a strip is computed in one piece.
+    """`encode` and `decode` of an autoencoder; an image no larger than a strip is computed in one piece.
 
     Args:
         plans: each for when the one before runs out of memory.

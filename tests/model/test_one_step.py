@@ -194,6 +194,29 @@ def test_additions_may_be_of_a_decoder_that_sees_stage_1(tmp_path):
         Restorer.from_config(preset)
 
 
+def test_whole_weights_may_be_of_a_decoder_that_sees_stage_1(tmp_path):
+    for name, network in {**pair(5), "autoencoder": disturbed(AutoencoderKL(**AUTOENCODER), 9)}.items():
+        save_weights(network.state_dict(), tmp_path / f"{name}.safetensors")
+    seeing = disturbed(AutoencoderKL(**AUTOENCODER, decoder_sees_image=True), 10)
+    save_weights(seeing.state_dict(), tmp_path / "seeing.safetensors")
+    adapted = add_lora(UNet(**UNET), 2)
+    for p in adapted.parameters():
+        p.data += 0.1 if p.requires_grad else 0
+    additions = {f"unet.{key}": value for key, value in factors(adapted.state_dict(), adapted).items()}
+    save_weights(additions, tmp_path / "lora.safetensors")
+    whole = {"autoencoder": str(tmp_path / "seeing.safetensors")}
+    for more in ({}, {"lora": str(tmp_path / "lora.safetensors")}):
+        preset = config(weights=whole, decoder_sees_image=True, **more)
+        preset.weights = {name: str(tmp_path / f"{name}.safetensors") for name in ("unet", "branch", "autoencoder")}
+        r = Restorer.from_config(preset)
+        z, i_reg = torch.randn(1, 4, 12, 16), photo()
+        with torch.no_grad():
+            assert_close(r.one_step.autoencoder.decode(z, i_reg), seeing.decode(z, i_reg), rtol=1e-4, atol=1e-4)
+        assert not r.autoencoder.decoder.image_in  # the chains have their own decoder and UNet
+        for key, value in r.network.unet.state_dict().items():
+            assert torch.equal(value, pair(5)["unet"].state_dict()[key])
+
+
 def test_a_wrong_key_is_named():
     with pytest.raises(UserError, match=r"one_step\.sampling\.stepz"):
         Restorer.from_config(config(sampling={"stepz": 1}))
