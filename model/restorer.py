@@ -3,7 +3,6 @@
 The command line, the pictures in the training logs and the benchmarks all call it.
 """
 
-import copy
 import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
 from contextlib import contextmanager
@@ -232,22 +231,18 @@ class Restorer:
             return cls(**networks, defaults=defaults, device=device, offload=offload)
         one_step, own = None, {}
         if node := config.get("one_step"):
-            check_keys(node, (), ("weights", "lora", "decoder_sees_image", "sampling"))
-            weights, lora, seeing = (node.get(key) for key in ("weights", "lora", "decoder_sees_image"))
+            check_keys(node, (), ("weights", "lora", "sampling"))
+            weights, lora = node.get("weights"), node.get("lora")
             own = {"unet": networks["unet"], "branch": networks.get("branch")}
             if not weights and not lora:  # then these are the networks of one step, and there are no chains
                 networks = {name: network for name, network in networks.items() if name not in own}
             if weights:
-                other = {"weights": None, "lora": None}
-                if seeing and "autoencoder" in weights:
-                    other["networks"] = {"autoencoder": {"params": {"decoder_sees_image": True}}}
-                own |= build(OmegaConf.merge(config, other, {"weights": weights}), list(weights))
+                own |= build(
+                    OmegaConf.merge(config, {"weights": None, "lora": None}, {"weights": weights}), list(weights)
+                )
             if lora:
-                autoencoder = own.get("autoencoder", networks["autoencoder"])
-                if seeing and not autoencoder.decoder.image_in:
-                    autoencoder = copy.deepcopy(autoencoder)
-                    autoencoder.decoder.see_image()
-                own = with_additions({**own, "autoencoder": autoencoder}, lora, copied=True)
+                own.setdefault("autoencoder", networks["autoencoder"])
+                own = with_additions(own, lora, copied=True)
             network = ControlledUNet(own["unet"], own["branch"])
             one_step = OneStep(network, sampling_of(node, "one_step."), own.get("autoencoder"))
         for name, network in (*networks.items(), *own.items()):
@@ -403,9 +398,9 @@ class Restorer:
             autoencoder = self.one_step.autoencoder
         decode = StripedAutoencoder(autoencoder).decode
         with self.on_device(autoencoder):
-            image = finite(autoencoder, decode, z_0, i_reg)
+            image = finite(autoencoder, decode, z_0)
             if options.residual:  # so that what sampling left alone is stage 1's to the pixel
-                image += options.residual * (i_reg - finite(autoencoder, decode, latent, i_reg))
+                image += options.residual * (i_reg - finite(autoencoder, decode, latent))
         image = ALIGNMENTS[options.color](image, i_reg).clamp(0, 1)
         return resize(image[..., :height, :width], size).clamp(0, 1)
 
@@ -581,12 +576,12 @@ def resize(images: Tensor, size: Sequence[int]) -> Tensor:
     return F.interpolate(images, tuple(size), mode="bicubic", antialias=size[0] < images.shape[-2]).clamp(0, 1)
 
 
-def finite(module: nn.Module, function: Callable[..., Tensor], *x: Tensor) -> Tensor:
+def finite(module: nn.Module, function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
     """`function` of `module`, computed in the module's precision or, if that overflows, in float32; float32 out."""
-    y = function(*(value.to(dtype_of(module)) for value in x)).float()
+    y = function(x.to(dtype_of(module))).float()
     if dtype_of(module) in HALF and not y.isfinite().all():
         overflow(module)
-        y = function(*(value.float() for value in x))
+        y = function(x.float())
     return y
 
 

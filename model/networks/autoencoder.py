@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from diffbir.model.networks.attention import attention
-from diffbir.model.networks.layers import Conv3x3, Upsample, plus, silu, zero_module
+from diffbir.model.networks.layers import Conv3x3, Upsample, plus, silu
 
 
 @dataclass(frozen=True)
@@ -150,11 +150,7 @@ class Encoder(nn.Module):
 
 
 class Decoder(nn.Module):
-    """Latent (B, z, h, w) -> image (B, out, h * f, w * f).
-
-    A decoder that restores may see the image that the latent is of, which knows where edges are to the pixel; see
-    `see_image`.
-    """
+    """Latent (B, z, h, w) -> image (B, out, h * f, w * f)."""
 
     def __init__(self, out_channels: int, widths: Sequence[int], blocks: int, z: int, groups: int, mid_attention: bool):
         super().__init__()
@@ -169,20 +165,10 @@ class Decoder(nn.Module):
         self.up = nn.ModuleList(levels)  # published order: up.0 is the finest, run last
         self.norm_out = norm(channels, groups)
         self.conv_out = Conv3x3(channels, out_channels)
-        self.image_in = nn.ModuleList()  # of each level, in the order of `up`; none is what is published
 
-    def see_image(self) -> None:
-        """Adds to what enters each level a convolution of the image at its size; without effect at the start."""
-        for i, level in enumerate(self.up):
-            conv = Conv3x3(self.conv_out.out_channels * 4**i, level.block[0].conv1.in_channels)
-            self.image_in.append(zero_module(conv).to(self.conv_out.weight))
-
-    def forward(self, z: Tensor, image: Tensor | None = None) -> Tensor:
-        """`image` (B, out, h * f, w * f) is only looked at after `see_image`."""
+    def forward(self, z: Tensor) -> Tensor:
         h = self.mid(self.conv_in(z))
-        for i, level in reversed(list(enumerate(self.up))):
-            if self.image_in:
-                h = plus(h, self.image_in[i](F.pixel_unshuffle(image, 2**i)))
+        for level in reversed(self.up):
             for layer in level:
                 h = layer(h)
         return self.conv_out(normed(self.norm_out, h))
@@ -203,7 +189,6 @@ class AutoencoderKL(nn.Module):
         mid_attention: self-attention over all positions at the lowest resolution.
         norm_groups: groups of every GroupNorm; 0 leaves the norms out, with which a small network learns several times
             faster, but only at moderate learning rates.
-        decoder_sees_image: see `Decoder.see_image`.
     """
 
     packs = True  # layers are only called, so that `model.networks.packed` may replace them
@@ -220,7 +205,6 @@ class AutoencoderKL(nn.Module):
         scale_factor: float = 0.18215,
         mid_attention: bool = True,
         norm_groups: int = 32,
-        decoder_sees_image: bool = False,
     ):
         super().__init__()
         self.patch, self.factor = patch, patch * 2 ** (len(channel_mult) - 1)
@@ -228,8 +212,6 @@ class AutoencoderKL(nn.Module):
         widths = [channels * m for m in channel_mult]
         args = (in_channels * patch**2, widths, num_res_blocks, z_channels, norm_groups, mid_attention)
         self.encoder, self.decoder = Encoder(*args), Decoder(*args)
-        if decoder_sees_image:
-            self.decoder.see_image()
         self.quant_conv = nn.Conv2d(2 * z_channels, 2 * z_channels, 1)
         self.post_quant_conv = nn.Conv2d(z_channels, z_channels, 1)
         # A new posterior starts almost deterministic; with unit noise, weak signals such as colour are learned late.
@@ -240,12 +222,12 @@ class AutoencoderKL(nn.Module):
         mean, logvar = self.quant_conv(self.encoder(self.to_patches(image))).chunk(2, dim=1)
         return DiagonalGaussian(mean, logvar.clamp(-30, 20))
 
-    def reconstruct(self, z: Tensor, image: Tensor | None = None) -> Tensor:
-        """Unscaled latent (B, z, h, w) -> image (B, C, h f, w f) around [0, 1], not clamped; see `decode`."""
-        return self.to_image(self.decoder(self.post_quant_conv(z), None if image is None else self.to_patches(image)))
+    def reconstruct(self, z: Tensor) -> Tensor:
+        """Unscaled latent (B, z, h, w) -> image (B, C, h f, w f) around [0, 1], not clamped."""
+        return self.to_image(self.decoder(self.post_quant_conv(z)))
 
     def to_patches(self, image: Tensor) -> Tensor:
-        """What the networks see: (B, C, H, W) in [0, 1] -> (B, C patch^2, H/patch, W/patch) in [-1, 1]."""
+        """What the encoder sees: (B, C, H, W) in [0, 1] -> (B, C patch^2, H/patch, W/patch) in [-1, 1]."""
         return F.pixel_unshuffle(image * 2 - 1, self.patch)
 
     def to_image(self, patches: Tensor) -> Tensor:
@@ -256,10 +238,6 @@ class AutoencoderKL(nn.Module):
         """E(image): image (B, C, H, W) in [0, 1] -> scaled latent (B, z, H/f, W/f), the posterior's mode."""
         return self.posterior(image).mean * self.scale_factor
 
-    def decode(self, z: Tensor, image: Tensor | None = None) -> Tensor:
-        """D(z): scaled latent (B, z, h, w) -> image (B, C, h f, w f) around [0, 1], not clamped.
-
-        Args:
-            image: (B, C, h f, w f) in [0, 1], for a decoder that sees it; others pay no attention.
-        """
-        return self.reconstruct(z / self.scale_factor, image)
+    def decode(self, z: Tensor) -> Tensor:
+        """D(z): scaled latent (B, z, h, w) -> image (B, C, h f, w f) around [0, 1], not clamped."""
+        return self.reconstruct(z / self.scale_factor)

@@ -11,9 +11,9 @@ activation. Self-attention sees everything, too, but at the lowest resolution.
 """
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial, singledispatch
+from functools import singledispatch
 
 import torch
 import torch.nn.functional as F
@@ -82,22 +82,16 @@ class StripedAutoencoder:
 
         return self.fit(run)
 
-    def decode(self, z: Tensor, image: Tensor | None = None) -> Tensor:
-        """D(z): scaled latent (B, z, h, w) -> image (B, C, h f, w f) around [0, 1], not clamped; `image` is for a
-        decoder that sees it."""
+    def decode(self, z: Tensor) -> Tensor:
+        """D(z): scaled latent (B, z, h, w) -> image (B, C, h f, w f) around [0, 1], not clamped."""
         model = self.autoencoder
 
         def run(stripes: Stripes) -> Tensor:
             rows = self.rows(*z.shape[-2:], stripes)
             if z.shape[-2] <= rows:
-                return model.decode(z, image)
+                return model.decode(z)
             latent = model.post_quant_conv(z / model.scale_factor)
-            strips = decoder(
-                model.decoder,
-                iter(latent.split(rows, dim=-2)),
-                stripes.home,
-                lambda: map(model.to_patches, image.split(model.factor * rows, dim=-2)),
-            )
+            strips = stream(model.decoder, iter(latent.split(rows, dim=-2)), stripes.home)
             return model.to_image(joined(strips))
 
         return self.fit(run)
@@ -130,17 +124,8 @@ def encoder(module: Encoder, strips: Strips, home: torch.device | None) -> Strip
 
 
 @stream.register
-def decoder(
-    module: Decoder, strips: Strips, home: torch.device | None, image: Callable[[], Strips] | None = None
-) -> Strips:
-    """`image` gives what a decoder sees, from the top each time."""
-    strips = chain([module.conv_in, module.mid], strips, home)
-    for i, level in reversed(list(enumerate(module.up))):
-        if module.image_in:
-            seen = map(partial(F.pixel_unshuffle, downscale_factor=2**i), image())
-            strips = map(plus, strips, convolve(module.image_in[i], seen))
-        strips = stream(level, strips, home)
-    return head(module, strips, home)
+def decoder(module: Decoder, strips: Strips, home: torch.device | None) -> Strips:
+    return head(module, chain([module.conv_in, module.mid, *reversed(module.up)], strips, home), home)
 
 
 @stream.register(Level)

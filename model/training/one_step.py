@@ -27,11 +27,9 @@ STRIDE = 4  # of AlexNet's first convolution
 
 
 def plain(photo: Tensor) -> Tensor:
-    """Where a photo (B, 3, H, W) is plain: 1 in skies and walls, 0 on any texture; (B, 1, H, W)."""
+    """Where a photo (B, 3, H, W) is plain: 1 in skies and walls, near 0 on any texture; (B, 1, H, W)."""
     with torch.autocast(photo.device.type, enabled=False):  # half precision can't tell grain from its own rounding
-        weight = region_weight(photo.float())
-    around = F.avg_pool2d(weight, 17, stride=1, padding=8, count_include_pad=False)
-    return ((around - 0.8) / 0.1).clamp(0, 1)
+        return region_weight(photo.float()) ** 4
 
 
 def off_grid(*images: Tensor) -> tuple[Tensor, ...]:
@@ -77,17 +75,14 @@ class OneStepTraining(Trainable):
         t: timestep of the pass, 0 .. T - 1.
         residual: see above.
         train_decoder: whether the decoder learns too.
-        decoder_sees_image: whether it sees I_reg, too, and not only latents: where a small autoencoder loses edges. A
-            preset that has its additions says `one_step.decoder_sees_image: true`.
         lora: trained network -> rank of its additions, e.g. {unet: 256}; one that isn't named is trained whole.
         start: a file of additions, such as an earlier training's lora.safetensors, that those of `lora` begin with; of
             one of a higher rank they take the best approximation.
         reconstruction: 'l1' or 'l2'.
         reconstruction_weight, lpips_weight, dists_weight: of the distances (the last two are metrics, too: say so
             beside figures).
-        plain_weight: of the mean absolute difference from I_reg where the photo is `plain`. Nothing but grain is
-            missing there, which a network without noise at its input can't make: it would answer with hatching. So
-            perceptual losses and discriminator don't judge it there either; they see the photo.
+        plain_weight: of the mean absolute difference from I_reg where the photo is `plain`. Nothing is missing there,
+            and what perceptual losses would add to it is seen as scratches.
         dists_images: how many pictures of a batch DISTS looks at, which can take as long as all the rest; None is all.
         adversarial: 'softplus' or 'hinge'.
         adversarial_weight: of the generator's adversarial loss, which sets in at step `warm_up` and is in full force
@@ -109,7 +104,6 @@ class OneStepTraining(Trainable):
         t: int = 200,
         residual: bool = False,
         train_decoder: bool = False,
-        decoder_sees_image: bool = False,
         lora: Mapping[str, int] | None = None,
         start: str | None = None,
         reconstruction: str = "l1",
@@ -131,14 +125,10 @@ class OneStepTraining(Trainable):
             raise ValueError(f"reconstruction must be one of {', '.join(RECONSTRUCTION)}, not '{reconstruction}'")
         if adversarial not in ADVERSARIAL:
             raise ValueError(f"adversarial must be one of {', '.join(ADVERSARIAL)}, not '{adversarial}'")
-        if decoder_sees_image and not train_decoder:
-            raise ValueError("decoder_sees_image needs train_decoder: what the decoder sees has no effect at first")
         trained, frozen = {"branch": branch, "unet": unet}, {"text_encoder": text_encoder}
         (trained if train_decoder else frozen)["autoencoder"] = autoencoder
         frozen["stage1"] = nn.Identity() if stage1 is None else stage1
         super().__init__(trained, frozen, **kwargs)
-        if decoder_sees_image:
-            autoencoder.decoder.see_image()
         if train_decoder:
             autoencoder.encoder.requires_grad_(False)
             autoencoder.quant_conv.requires_grad_(False)
@@ -214,10 +204,10 @@ class OneStepTraining(Trainable):
         network = ControlledUNet(networks["unet"], networks["branch"])
         z_0 = self.diffusion.to_z_0(latent, t, network(latent, t, Condition(latent, text, i_reg)).float())
         if not self.residual:
-            return autoencoder.decode(z_0, i_reg).float(), i_reg
+            return autoencoder.decode(z_0).float(), i_reg
         with torch.set_grad_enabled("autoencoder" in self.trained):
-            reconstructed = autoencoder.decode(latent, i_reg).float()
-        return i_reg + autoencoder.decode(z_0, i_reg).float() - reconstructed, i_reg
+            reconstructed = autoencoder.decode(latent).float()
+        return i_reg + autoencoder.decode(z_0).float() - reconstructed, i_reg
 
     def logits(self, x: Tensor) -> list[Tensor]:
         """Of every part of the discriminator; each counts as much as the others."""
@@ -252,22 +242,19 @@ class OneStepTraining(Trainable):
 
     def training_step(self, batch: dict, _: int) -> Tensor:
         (fake, i_reg), real = self.generate(batch), batch["hq"]
-        reconstruction, seen = self.reconstruction(fake, real), fake
-        loss = self.reconstruction_weight * reconstruction
-        if self.plain_weight:
-            mask = plain(real)
-            added = (mask * (fake - i_reg).abs()).mean()
-            self.log("train/plain", added)
-            loss, seen = loss + self.plain_weight * added, torch.lerp(fake, real, mask)
-        lpips = self.lpips(*off_grid(seen, real)).mean()
-        loss = loss + self.lpips_weight * lpips
+        reconstruction, lpips = self.reconstruction(fake, real), self.lpips(*off_grid(fake, real)).mean()
         self.log_dict({"train/reconstruction": reconstruction, "train/lpips": lpips})
+        loss = self.reconstruction_weight * reconstruction + self.lpips_weight * lpips
+        if self.plain_weight:
+            added = (plain(real) * (fake - i_reg).abs()).mean()
+            self.log("train/plain", added)
+            loss = loss + self.plain_weight * added
         if self.dists is not None:
-            dists = self.dists(seen[: self.dists_images], real[: self.dists_images]).mean()
+            dists = self.dists(fake[: self.dists_images], real[: self.dists_images]).mean()
             self.log("train/dists", dists)
             loss = loss + self.dists_weight * dists
         if self.discriminator:
-            generator, discriminator = self.adversary(seen, real)
+            generator, discriminator = self.adversary(fake, real)
             loss = loss + self.ramp_up() * self.adversarial_weight * generator
             self.log("train/loss", loss, prog_bar=True)
             return loss + discriminator

@@ -166,55 +166,29 @@ def test_one_step_may_be_additions_to_the_weights_of_the_chain(tmp_path):
         Restorer.from_config(preset)
 
 
-def test_additions_may_be_of_a_decoder_that_sees_stage_1(tmp_path):
-    seeing = disturbed(AutoencoderKL(**AUTOENCODER), 9)
-    for name, network in {**pair(5), "autoencoder": seeing}.items():
-        save_weights(network.state_dict(), tmp_path / f"{name}.safetensors")
-    seeing.decoder.see_image()
-    add_lora(seeing.decoder, 2)
-    for p in seeing.decoder.image_in.parameters():
-        p.data += 0.3 if p.requires_grad else 0
-    file = tmp_path / "lora.safetensors"
-    save_weights({f"autoencoder.{k}": v for k, v in factors(seeing.state_dict(), seeing).items()}, file)
-    preset = config(lora=str(file), decoder_sees_image=True)
-    preset.weights = {name: str(tmp_path / f"{name}.safetensors") for name in ("unet", "branch", "autoencoder")}
-    r = Restorer.from_config(preset)
-    assert not r.autoencoder.decoder.image_in  # the chains keep their decoder
-    i_reg, z = photo(), []
-    image = r.restore(i_reg, r.options(solver="one_step"), on_step=lambda i, z_0: z.append(z_0)).image
-    with torch.no_grad():
-        added = seeing.decode(z[0], i_reg) - seeing.decode(r.autoencoder.encode(i_reg), i_reg)
-        blind = r.autoencoder.decode(z[0]) - r.autoencoder.decode(r.autoencoder.encode(i_reg))
-    assert_close(image, (i_reg + added).clamp(0, 1), rtol=1e-4, atol=1e-4)
-    assert (added - blind).abs().mean() > 1e-3
-    kept = r.restore(i_reg, r.options(solver="one_step", guidance_scale=1e12)).image
-    assert_close(kept, i_reg, rtol=0, atol=1e-5)  # the other end of the dial is stage 1 all the same
-    preset.one_step.decoder_sees_image = False
-    with pytest.raises(UserError, match=r"'decoder\.image_in\.0' is no layer of AutoencoderKL"):
-        Restorer.from_config(preset)
-
-
-def test_whole_weights_may_be_of_a_decoder_that_sees_stage_1(tmp_path):
+def test_chains_keep_their_networks_beside_whole_weights_and_additions(tmp_path):
     for name, network in {**pair(5), "autoencoder": disturbed(AutoencoderKL(**AUTOENCODER), 9)}.items():
         save_weights(network.state_dict(), tmp_path / f"{name}.safetensors")
-    seeing = disturbed(AutoencoderKL(**AUTOENCODER, decoder_sees_image=True), 10)
-    save_weights(seeing.state_dict(), tmp_path / "seeing.safetensors")
+    other = {"unet": disturbed(UNet(**UNET), 7), "autoencoder": disturbed(AutoencoderKL(**AUTOENCODER), 10)}
+    for name, network in other.items():
+        save_weights(network.state_dict(), tmp_path / f"other_{name}.safetensors")
     adapted = add_lora(UNet(**UNET), 2)
     for p in adapted.parameters():
         p.data += 0.1 if p.requires_grad else 0
-    additions = {f"unet.{key}": value for key, value in factors(adapted.state_dict(), adapted).items()}
-    save_weights(additions, tmp_path / "lora.safetensors")
-    whole = {"autoencoder": str(tmp_path / "seeing.safetensors")}
-    for more in ({}, {"lora": str(tmp_path / "lora.safetensors")}):
-        preset = config(weights=whole, decoder_sees_image=True, **more)
-        preset.weights = {name: str(tmp_path / f"{name}.safetensors") for name in ("unet", "branch", "autoencoder")}
-        r = Restorer.from_config(preset)
-        z, i_reg = torch.randn(1, 4, 12, 16), photo()
-        with torch.no_grad():
-            assert_close(r.one_step.autoencoder.decode(z, i_reg), seeing.decode(z, i_reg), rtol=1e-4, atol=1e-4)
-        assert not r.autoencoder.decoder.image_in  # the chains have their own decoder and UNet
-        for key, value in r.network.unet.state_dict().items():
-            assert torch.equal(value, pair(5)["unet"].state_dict()[key])
+    additions = factors(adapted.state_dict(), adapted)
+    save_weights({f"unet.{key}": value for key, value in additions.items()}, tmp_path / "lora.safetensors")
+    whole = {name: str(tmp_path / f"other_{name}.safetensors") for name in other}
+    preset = config(weights=whole, lora=str(tmp_path / "lora.safetensors"))
+    preset.weights = {name: str(tmp_path / f"{name}.safetensors") for name in ("unet", "branch", "autoencoder")}
+    r, z = Restorer.from_config(preset), torch.randn(1, 4, 12, 16)
+    with torch.no_grad():
+        assert_close(r.one_step.autoencoder.decode(z), other["autoencoder"].decode(z), rtol=1e-4, atol=1e-4)
+        own = disturbed(AutoencoderKL(**AUTOENCODER), 9).decode(z)
+        assert_close(r.autoencoder.decode(z), own, rtol=1e-4, atol=1e-4)
+    of_one_step = merge_lora(other["unet"], additions).state_dict()
+    for key, value in pair(5)["unet"].state_dict().items():
+        assert torch.equal(r.network.unet.state_dict()[key], value)
+        assert torch.equal(r.one_step.network.unet.state_dict()[key], of_one_step[key])
 
 
 def test_a_wrong_key_is_named():

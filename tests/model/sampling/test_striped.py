@@ -71,21 +71,6 @@ def test_what_is_not_large_is_not_cut(autoencoder, height, pieces):
     assert seen == [model.encoder.conv_in] * pieces + [model.decoder.conv_in] * pieces
 
 
-@pytest.mark.parametrize("rows", [1, 2, 3, 9])
-@pytest.mark.parametrize("home", [None, CPU])
-def test_a_decoder_that_sees_the_image_sees_it_in_strips(autoencoder, rows, home):
-    seeing, f = copy.deepcopy(autoencoder), autoencoder.factor
-    seeing.decoder.see_image()
-    for conv in seeing.decoder.image_in:
-        nn.init.normal_(conv.weight, 0, 0.3)
-    z, image = torch.randn(2, 4, 7, 5), torch.rand(2, 3, 7 * f, 5 * f)
-    whole = seeing.decode(z, image)
-    assert (whole - autoencoder.decode(z)).abs().mean() > 0.01
-    striped = StripedAutoencoder(seeing.requires_grad_(False), [Stripes(rows * 5 * f**2, home)])
-    assert_close(striped.decode(z, image), whole, rtol=1e-4, atol=1e-5)
-    assert_close(StripedAutoencoder(autoencoder).decode(z, image), autoencoder.decode(z))  # others pay no attention
-
-
 def test_large_strips_give_back_memory_at_norms_and_at_the_end(autoencoder, monkeypatch):
     calls = []
     monkeypatch.setattr(striped, "give_back", lambda: calls.append(1))

@@ -127,38 +127,14 @@ def test_a_training_begins_with_the_additions_of_another(tmp_path):
         module("module.params.train_decoder=true", "module.params.lora={unet: 2, autoencoder: 2}", start)
 
 
-def test_a_decoder_that_sees_stage_1_learns_from_nothing(tmp_path):
-    lora = "module.params.lora={unet: 2, branch: 2, autoencoder: 2}"
-    seeing = ["module.params.train_decoder=true", "module.params.decoder_sees_image=true", lora]
-    m, b = module(*seeing), batch()
-    blind = module(*seeing[::2])
-    blind.load_state_dict(m.state_dict(), strict=False)
-    with torch.no_grad():
-        assert torch.equal(m.generate(b)[0], blind.generate(b)[0])
-    for p in m.trained["autoencoder"].decoder.image_in.parameters():
-        p.data += 0.3 * p.requires_grad
-    with torch.no_grad():
-        moved = m.generate(b)[0]
-        assert (moved - blind.generate(b)[0]).abs().mean() > 1e-4
-        assert_close(m.restore(b).image, moved.clamp(0, 1), rtol=1e-4, atol=1e-5)
-    train(config(tmp_path, 2, *seeing, "lr_schedule=null", "lr=0.01"))
-    additions = load_file(tmp_path / "weights/lora.safetensors")
-    learnt = [key for key in additions if ".image_in." in key and "lora_B" in key]
-    assert learnt and all(additions[key].abs().max() > 0 for key in learnt)
-    with pytest.raises(ValueError, match="decoder_sees_image needs train_decoder"):
-        module("module.params.decoder_sees_image=true")
-
-
 def test_dists_looks_at_some_pictures(vgg16):
     m, b, logged = module("module.params.dists_weight=0.6", "module.params.dists_images=1"), batch(), {}
     m.log_dict = lambda *args, **kwargs: None
     m.log = lambda name, value, **kwargs: logged.update({name: value})
     m._trainer = type("Trainer", (), {"global_step": 0})()
-    b["hq"][..., :16] *= 0.01  # plain at the left
     m.training_step(b, 0)
     with torch.no_grad():
-        seen = torch.lerp(m.generate(b)[0], b["hq"], plain(b["hq"]))
-        assert_close(logged["train/dists"], m.dists(seen[:1], b["hq"][:1]).mean())
+        assert_close(logged["train/dists"], m.dists(m.generate(b)[0][:1], b["hq"][:1]).mean())
 
 
 def test_a_network_that_cannot_be_adapted_is_refused():
@@ -211,9 +187,7 @@ def test_the_loss_is_the_stated_sum(reconstruction, function):
         f"module.params.reconstruction={reconstruction}", *(f"module.params.{k}={v}" for k, v in weights.items())
     )
     b, logged = batch(), {}
-    b["hq"][..., :16] *= 0.01  # plain at the left
-    mask = plain(b["hq"])
-    assert 0.1 < mask.mean() < 0.9
+    b["hq"] = 0.4 + 0.01 * b["hq"]  # plain
     m.log_dict = lambda values, **kwargs: logged.update(values)
     m.log = lambda name, value, **kwargs: logged.update({name: value})
     for step, share in [(0, 0.0), (10, 0.0), (15, 0.25), (30, 1.0), (99, 1.0)]:
@@ -223,36 +197,23 @@ def test_the_loss_is_the_stated_sum(reconstruction, function):
         fake, i_reg = m.generate(b)
         assert_close(i_reg, m.frozen["stage1"](b["lq"]).clamp(0, 1))
         torch.manual_seed(step)
-        judged = mask * b["hq"] + (1 - mask) * fake  # not by the distance and the weight for plain places
-        expected = 0.4 * function(fake, b["hq"]) + 0.7 * m.lpips(*off_grid(judged, b["hq"])).mean()
-        expected = expected + 0.6 * (mask * (fake - i_reg).abs()).mean()
+        expected = 0.4 * function(fake, b["hq"]) + 0.7 * m.lpips(*off_grid(fake, b["hq"])).mean()
+        expected = expected + 0.6 * (plain(b["hq"]) * (fake - i_reg).abs()).mean()
         expected = expected + 0.3 * share * logged["train/adversarial"]
         assert_close(logged["train/loss"], expected)
         assert_close(loss, expected + logged["train/discriminator"])
 
 
 def test_skies_are_plain_and_textures_are_not():
-    photo = torch.full((1, 3, 48, 96), 0.5) + torch.linspace(0, 0.1, 96)  # a sky with the grain of a photo ...
-    photo += torch.randn(photo.shape, generator=torch.Generator().manual_seed(0)) / 255
-    photo[..., 48:] += 0.3 * (torch.arange(48) // 2 % 2)  # ... and stripes
+    photo = torch.full((1, 3, 32, 64), 0.5) + torch.linspace(0, 0.1, 64)  # a sky ...
+    photo[..., 32:] += 0.3 * (torch.arange(32) // 2 % 2)  # ... and stripes
     weight = plain(photo)
-    assert weight.shape == (1, 1, 48, 96)
-    assert weight[..., :38].min() > 0.8 and weight[..., 58:].max() == 0
-    with torch.autocast("cpu", torch.bfloat16):
-        assert torch.equal(plain(photo), weight)
-
-
-def test_where_a_photo_is_plain_nothing_is_judged():
-    m, b = module("module.params.plain_weight=1.0", "module.params.warm_up=0", "module.params.ramp=1"), batch()
-    b["hq"] = torch.full_like(b["hq"], 0.4)
-    logged, adversary = {}, m.adversary
-    m.log_dict = lambda values, **kwargs: logged.update(values)
-    m.log = lambda name, value, **kwargs: None
-    m.adversary = lambda fake, real: logged.update(fake=fake, real=real) or adversary(fake, real)
-    m._trainer = type("Trainer", (), {"global_step": 9})()
-    m.training_step(b, 0)
-    assert logged["train/lpips"] == 0 < logged["train/reconstruction"]
-    assert_close(logged["fake"], logged["real"])
+    assert weight.shape == (1, 1, 32, 64)
+    assert weight[..., 2:30].min() > 0.8 and weight[..., 34:62].max() < 0.01
+    grain = photo + torch.randn(photo.shape, generator=torch.Generator().manual_seed(0)) / 255
+    expected = plain(grain)
+    with torch.autocast("cpu", torch.bfloat16):  # which would take its own rounding for grain
+        assert torch.equal(plain(grain), expected)
 
 
 def test_lpips_looks_from_every_origin():
