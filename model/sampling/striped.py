@@ -55,7 +55,7 @@ class Stripes:
 CPU = torch.device("cpu")
 TINY = 1e-12
 LARGE = 1 << 28  # bytes: activations that are worth a tidy memory
-PLANS = (Stripes(512**2, whole=1024**2), Stripes(256**2, CPU), Stripes(128**2, CPU))
+PLANS = (Stripes(512**2, whole=1024**2), Stripes(512**2), Stripes(256**2, CPU), Stripes(128**2, CPU))
 
 
 class StripedAutoencoder:
@@ -73,7 +73,8 @@ class StripedAutoencoder:
         model = self.autoencoder
 
         def run(stripes: Stripes) -> Tensor:
-            rows = model.factor * self.rows(image.shape[-2] // model.factor, image.shape[-1] // model.factor, stripes)
+            h, w = (side // model.factor for side in image.shape[-2:])
+            rows = model.factor * self.rows(h, w, stripes)
             if image.shape[-2] <= rows:
                 return model.encode(image)
             strips = stream(model.encoder, map(model.to_patches, image.split(rows, dim=-2)), stripes.home)

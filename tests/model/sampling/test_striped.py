@@ -106,16 +106,26 @@ def test_layers_see_strips_alone(autoencoder):
     assert 0 < max(seen) <= rows * f
 
 
-def test_smaller_strips_that_rest_in_main_memory_follow_when_memory_runs_out(autoencoder, monkeypatch, caplog):
-    def decode(*_):
-        raise torch.OutOfMemoryError
+def out_of_memory(*_):
+    raise torch.OutOfMemoryError
 
+
+def test_smaller_strips_that_rest_in_main_memory_follow_when_memory_runs_out(autoencoder, monkeypatch, caplog):
     striped = StripedAutoencoder(autoencoder)
     z = torch.randn(1, 4, 40, 40)
     whole = autoencoder.decode(z)
-    monkeypatch.setattr(autoencoder, "decode", decode)
+    monkeypatch.setattr(autoencoder, "decode", out_of_memory)
     assert_close(striped.decode(z), whole, rtol=1e-4, atol=5e-5)
     assert "out of memory with Stripes(pixels=262144" in caplog.text
+
+
+def test_strips_follow_where_they_are_computed_when_one_piece_does_not_fit(autoencoder, monkeypatch, caplog):
+    side = 528 // autoencoder.factor  # larger than a strip
+    striped, z = StripedAutoencoder(autoencoder), torch.randn(1, 4, side, side)
+    whole = autoencoder.decode(z)
+    monkeypatch.setattr(autoencoder, "decode", out_of_memory)
+    assert_close(striped.decode(z), whole, rtol=1e-3, atol=1e-4)
+    assert striped.fit.plans[0].home is None and caplog.text.count("out of memory") == 1
 
 
 def test_unknown_layers_are_named():
