@@ -54,7 +54,7 @@ def test_a_killed_run_ends_where_an_undisturbed_one_does(stage, source, tmp_path
     assert before | after == expected
 
 
-def test_signals_in_mid_step_leave_a_checkpoint_that_goes_on_exactly(tmp_path):
+def test_signals_in_mid_step_leave_a_checkpoint_that_goes_on_exactly(tmp_path, capsys):
     """A warning, then SIGTERM, sent to the loader processes as well, as schedulers do, while gradients accumulate.
 
     What each signal does alone, `tests/model/training/test_guards.py` tells.
@@ -70,7 +70,10 @@ def test_signals_in_mid_step_leave_a_checkpoint_that_goes_on_exactly(tmp_path):
     step = int(find_checkpoint(tmp_path / "stopped", "auto").stem)
     assert step > N
     assert f"stopped at step {step}" in output
+    capsys.readouterr()
     run("stage1", tmp_path / "stopped", step + 1, *options, "resume=auto")
+    bar = capsys.readouterr().out.split("\r")[-1]
+    assert bar.startswith("Epoch 0: 100%")
     run("stage1", tmp_path / "whole", step + 1, *options)
     assert_equal(*(state(tmp_path / name, step + 1)["state_dict"] for name in ("whole", "stopped")), "state_dict")
 

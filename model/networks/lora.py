@@ -34,12 +34,17 @@ class LowRank(nn.Module):
     @torch.no_grad()
     def begin(self, down: Tensor, up: Tensor) -> None:
         """Begins a new addition with this one, (rank, inputs) and (outputs, rank), or its best approximation."""
-        rank = len(self.down)
-        if len(down) > rank:
-            u, s, v = torch.linalg.svd(up @ down, full_matrices=False)
-            root = s[:rank].sqrt()
-            down, up = root[:, None] * v[:rank], u[:, :rank] * root
+        down, up = approximation(down, up, len(self.down))
         self.down[: len(down)], self.up[:, : len(down)] = down, up
+
+
+def approximation(down: Tensor, up: Tensor, rank: int) -> tuple[Tensor, Tensor]:
+    """The best approximation of this rank to B A, A `down` (r, inputs) and B `up` (outputs, r); itself if r <= rank."""
+    if len(down) <= rank:
+        return down, up
+    u, s, v = torch.linalg.svd(up @ down, full_matrices=False)
+    root = s[:rank].sqrt()
+    return root[:, None] * v[:rank], u[:, :rank] * root
 
 
 def add_lora(network: nn.Module, rank: int) -> nn.Module:

@@ -1,5 +1,6 @@
 """Lightning callbacks of the training scripts."""
 
+import math
 import time
 from collections import deque
 from pathlib import Path
@@ -45,7 +46,27 @@ class ImageGrid(L.Callback):
 
 
 class ProgressBar(L.callbacks.TQDMProgressBar):
-    """Lightning's, closed at an error, so that the message gets a line of its own."""
+    """Lightning's, closed at an error, so that the message gets a line of its own.
+
+    It counts batches, of which a step may take several, to the end of a training that goes on amid an epoch, too.
+    """
+
+    @property
+    def total_train_batches(self) -> float:
+        """Those that are left of the training, or of the epoch from its start."""
+        trainer = self.trainer
+        if trainer.max_steps < 0:
+            return trainer.num_training_batches
+        left = (trainer.max_steps - trainer.global_step) * trainer.accumulate_grad_batches
+        return min(trainer.num_training_batches, left)
+
+    def on_train_start(self, trainer: L.Trainer, module: Trainable) -> None:
+        super().on_train_start()
+        done = trainer.fit_loop.epoch_loop.batch_progress.current.completed
+        if done:  # then no epoch starts
+            bar, total = self.train_progress_bar, min(trainer.num_training_batches, done + self.total_train_batches)
+            bar.total, bar.initial, bar.n = None if math.isinf(total) else total, done, done
+            bar.set_description(f"Epoch {trainer.current_epoch}")
 
     def on_exception(self, trainer: L.Trainer, module: Trainable, exception: BaseException) -> None:
         if self._val_progress_bar is not None:

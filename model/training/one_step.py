@@ -4,7 +4,6 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from diffbir.model.networks.autoencoder import AutoencoderKL
@@ -17,12 +16,12 @@ from diffbir.model.sampling.denoiser import ControlledUNet
 from diffbir.model.sampling.diffusion import Diffusion
 from diffbir.model.sampling.guidance import region_weight
 from diffbir.model.training.base import Trainable
+from diffbir.model.training.stage1 import LOSSES
 from diffbir.model.weights.lora_file import read_lora
 from diffbir.utils.cli import UserError
 from diffbir.utils.metrics import DISTS, LPIPS, VGG16
 from diffbir.utils.precision import keeping_precision
 
-RECONSTRUCTION = {"l1": F.l1_loss, "l2": F.mse_loss}
 STRIDE = 4  # of AlexNet's first convolution
 
 
@@ -78,7 +77,7 @@ class OneStepTraining(Trainable):
         lora: trained network -> rank of its additions, e.g. {unet: 256}; one that isn't named is trained whole.
         start: a file of additions, such as an earlier training's lora.safetensors, that those of `lora` begin with; of
             one of a higher rank they take the best approximation.
-        reconstruction: 'l1' or 'l2'.
+        reconstruction: 'l1', 'l2' or 'psnr', a loss of stage 1. The last prices fidelity as it is reported.
         reconstruction_weight, lpips_weight, dists_weight: of the distances (the last two are metrics, too: say so
             beside figures).
         plain_weight: of the mean absolute difference from I_reg where the photo is `plain`. Nothing is missing there,
@@ -121,8 +120,8 @@ class OneStepTraining(Trainable):
         clip: float = 1.0,
         **kwargs,
     ):
-        if reconstruction not in RECONSTRUCTION:
-            raise ValueError(f"reconstruction must be one of {', '.join(RECONSTRUCTION)}, not '{reconstruction}'")
+        if reconstruction not in LOSSES:
+            raise ValueError(f"reconstruction must be one of {', '.join(LOSSES)}, not '{reconstruction}'")
         if adversarial not in ADVERSARIAL:
             raise ValueError(f"adversarial must be one of {', '.join(ADVERSARIAL)}, not '{adversarial}'")
         trained, frozen = {"branch": branch, "unet": unet}, {"text_encoder": text_encoder}
@@ -151,7 +150,7 @@ class OneStepTraining(Trainable):
             self.discriminator["features"] = FeatureHeads(VGG16.widths)
         self.dists = DISTS() if dists_weight else None
         self.diffusion, self.t, self.residual, self.clip = diffusion, t, residual, clip
-        self.reconstruction = RECONSTRUCTION[reconstruction]
+        self.reconstruction = LOSSES[reconstruction]
         self.reconstruction_weight, self.plain_weight = reconstruction_weight, plain_weight
         self.lpips_weight = lpips_weight
         self.dists_weight, self.dists_images = dists_weight, dists_images
@@ -242,7 +241,7 @@ class OneStepTraining(Trainable):
 
     def training_step(self, batch: dict, _: int) -> Tensor:
         (fake, i_reg), real = self.generate(batch), batch["hq"]
-        reconstruction, lpips = self.reconstruction(fake, real), self.lpips(*off_grid(fake, real)).mean()
+        reconstruction, lpips = self.reconstruction(fake, real).mean(), self.lpips(*off_grid(fake, real)).mean()
         self.log_dict({"train/reconstruction": reconstruction, "train/lpips": lpips})
         loss = self.reconstruction_weight * reconstruction + self.lpips_weight * lpips
         if self.plain_weight:

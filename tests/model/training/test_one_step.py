@@ -1,5 +1,6 @@
 """One-step training: what it computes against its parts, what it trains, and that it resumes to the bit."""
 
+import math
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,7 @@ from diffbir.model.training.run import build_module, train
 from diffbir.model.weights.checkpoint import save_weights
 from diffbir.utils.cli import UserError
 from diffbir.utils.config import load_config
+from diffbir.utils.metrics import psnr
 from tests.runs import PHOTOS, ROOT, TINY, assert_equal, state
 
 N = 2
@@ -179,7 +181,12 @@ def test_the_generator_learns_against_the_discriminator_and_not_through_it():
         assert torch.equal(grad, p.grad)
 
 
-@pytest.mark.parametrize("reconstruction, function", [("l1", F.l1_loss), ("l2", F.mse_loss)])
+def minus_psnr(x, y):
+    """In nepers of the squared error."""
+    return -0.1 * math.log(10) * psnr(x, y).mean()
+
+
+@pytest.mark.parametrize("reconstruction, function", [("l1", F.l1_loss), ("l2", F.mse_loss), ("psnr", minus_psnr)])
 def test_the_loss_is_the_stated_sum(reconstruction, function):
     weights = {"reconstruction_weight": 0.4, "plain_weight": 0.6, "lpips_weight": 0.7}
     weights |= {"adversarial_weight": 0.3, "warm_up": 10, "ramp": 20}
