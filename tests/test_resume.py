@@ -72,9 +72,9 @@ def test_signals_in_mid_step_leave_a_checkpoint_that_goes_on_exactly(tmp_path, c
     assert f"stopped at step {step}" in output
     capsys.readouterr()
     run("stage1", tmp_path / "stopped", step + 1, *options, "resume=auto")
-    bar = capsys.readouterr().out.split("\r")[-1]
-    assert bar.startswith("Epoch 0: 100%")
+    assert capsys.readouterr().out.split("\r")[-1].startswith("Epoch 0: 100%")
     run("stage1", tmp_path / "whole", step + 1, *options)
+    assert capsys.readouterr().out.split("\r")[-1].startswith("Epoch 0: 100%")
     assert_equal(*(state(tmp_path / name, step + 1)["state_dict"] for name in ("whole", "stopped")), "state_dict")
 
 
