@@ -15,7 +15,7 @@ from diffbir.model.networks.packed import pack
 from diffbir.model.weights.checkpoint import find_weights, load_weights
 from diffbir.model.weights.lora_file import ADVICE, read_lora
 from diffbir.utils.cli import UserError
-from diffbir.utils.config import ConfigError, instantiate
+from diffbir.utils.config import ConfigError, instantiate, locate
 
 
 def weight_files(config: DictConfig) -> dict[str, str]:
@@ -58,6 +58,8 @@ def build_networks(
             find_weights(files[name], name)  # before anything slow
     networks = {}
     for name, node in nodes.items():
+        if "target" in node:
+            locate(node.target, f"networks.{name}.target")  # torchvision, up to 0.21, can't be imported on "meta"
         # A network that gets its weights from a file needs no memory, and no initial values, before.
         with torch.device("meta") if name in files else nullcontext():
             network = instantiate(node, f"networks.{name}")

@@ -168,7 +168,7 @@ def instantiate(node: Any, path: str = "") -> Any:
     for key in node:
         if key not in ("target", "params", "partial"):
             raise ConfigError(f"unknown key '{_join(path, key)}'; next to 'target' there can be 'params' and 'partial'")
-    target = _locate(node["target"], _join(path, "target"))
+    target = locate(node["target"], _join(path, "target"))
     params = node.get("params") or {}
     if not isinstance(params, dict):
         raise ConfigError(f"{_join(path, 'params')} must hold keys and values, not {params!r}")
@@ -243,7 +243,12 @@ def full_name(target: str) -> str:
     return f"{NAMESPACE}.{target}" if target.partition(".")[0] in OWN else target
 
 
-def _locate(name: Any, path: str) -> type:
+def locate(name: Any, path: str) -> type:
+    """The class that a `target` names, which is imported; `path` is its key, for messages.
+
+    Raises:
+        ConfigError: it is not allowed or does not exist.
+    """
     module_name, _, attribute = full_name(str(name)).rpartition(".")
     package = module_name.partition(".")[0]
     refusal = f"{path}: '{name}' is refused; it must be a class of this project or of {', '.join(LIBRARIES)}"

@@ -228,6 +228,8 @@ def variance_and_mean(x: Tensor, groups: int) -> tuple[Tensor, Tensor]:
     have to be put in order.
     """
     B, C, H, W = x.shape
+    # torch 2.6 takes no strip that was cut out of something larger.
+    x = x.contiguous(memory_format=torch.channels_last if x.stride(1) == 1 else torch.contiguous_format)
     _, mean, deviation = torch.native_group_norm(x, None, None, B, C, H * W, groups, TINY)  # 1 / sqrt(variance + TINY)
     return (deviation**-2 - TINY).clamp(min=0), mean
 

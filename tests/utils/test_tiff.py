@@ -16,6 +16,7 @@ from skimage import data
 from diffbir.utils.decode import decode
 from diffbir.utils.image import ImageError, read_rgb
 
+TIFFTAG_PREDICTOR = 317  # cv2 names it since 4.8
 SHAPE = 21, 37  # neither of them a multiple of a tile's 16
 COLOURS = {"miniswhite": 1, "minisblack": 1, "rgb": 3, "separated": 4}
 UNSIGNED = ["uint8", "uint16", "float16", "float32", "float64"]  # those whose white is known
@@ -110,7 +111,7 @@ def test_what_opencv_writes_with_libtiff_is_read(depth, channels, compression, t
     x = samples(depth, channels)
     flags = [cv2.IMWRITE_TIFF_COMPRESSION, compression]
     if compression != 32773:
-        flags += [cv2.IMWRITE_TIFF_PREDICTOR, 3 if depth == "float32" else 2]
+        flags += [TIFFTAG_PREDICTOR, 3 if depth == "float32" else 2]
     assert cv2.imwrite(str(tmp_path / "x.tif"), x if channels == 1 else x[..., [2, 1, 0, 3][:channels]], flags)
     raster = decode(tmp_path / "x.tif")
     assert_array_equal(raster.colour, x.reshape(*SHAPE, -1)[..., :3])
