@@ -1,4 +1,5 @@
-"""Datasets. An item is a dict: `hq` (3, S, S) float32 RGB in [0, 1], `lq` likewise, `prompt` a string.
+"""Datasets. An item is a dict: `hq` (3, S, S) float32 RGB in [0, 1], `lq` likewise, `prompt` a string; and `teacher`, an
+image too, where the source has it.
 
 Where the degradation is left to the accelerator, `seed` stands in place of `lq` (see `dataset.data_module`).
 """
@@ -18,6 +19,7 @@ from diffbir.dataset.order import shuffled
 from diffbir.dataset.sources.files import Files, Sample, Source
 from diffbir.dataset.sources.shards import Shards, is_shards
 from diffbir.dataset.sources.tables import TABLES, Table
+from diffbir.dataset.transfer import IMAGES
 from diffbir.utils.cli import UserError
 from diffbir.utils.image import ImageError, to_tensor
 
@@ -152,22 +154,19 @@ def make_item(
     Args:
         defer: draws the seed of the degradation instead of degrading.
     """
-    images = crop([sample.hq] if sample.lq is None else [sample.hq, sample.lq], rng)
+    given = {name: getattr(sample, name) for name in IMAGES if getattr(sample, name) is not None}
+    cuts = crop(list(given.values()), rng)
     if flip and rng.random() < 0.5:
-        images = [cv2.flip(image, 1) for image in images]
-    hq, *lq = (np.ascontiguousarray(image, dtype=np.float32) for image in images)
-    for image in (hq, *lq):
-        image /= 255
+        cuts = [cv2.flip(cut, 1) for cut in cuts]
+    images = {name: cut.astype(np.float32) / 255 for name, cut in zip(given, cuts, strict=True)}
     if target is not None:
-        hq = target(hq)
-    item = {"hq": to_tensor(hq), "prompt": sample.prompt}
+        images["hq"] = target(images["hq"])
+    item = {"prompt": sample.prompt}
     if degradation is not None and defer:
         item["seed"] = int(rng.integers(2**63))
     elif degradation is not None:
-        lq = [degradation(hq, rng)]
-    if lq:
-        item["lq"] = to_tensor(lq[0])
-    return item
+        images["lq"] = degradation(images["hq"], rng)
+    return item | {name: to_tensor(image) for name, image in images.items()}
 
 
 def open_source(source: str | Path, captions: Mapping[str, float] | None = None) -> Source:

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import default_collate
 
-IMAGES = ("hq", "lq")
+IMAGES = ("hq", "lq", "teacher")
 
 
 def pack(items: Sequence[dict]) -> dict:

@@ -2,7 +2,7 @@
 
   python scripts/average_weights.py a/lora.safetensors:0.65 b/lora.safetensors:0.35 --output mean.safetensors
 
-Of additions of low rank (LoRA) it is the mean of what they add, B A, at the rank of the first file.
+Of additions of low rank (LoRA) it is the mean of what they add, B A, at the rank of the first file; alphas are part of it.
 """
 
 import argparse
@@ -19,6 +19,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from diffbir.model.build import file_and_scale
 from diffbir.model.networks.lora import DOWN, UP, approximation
 from diffbir.model.weights.checkpoint import read_state_dict, save_weights
+from diffbir.model.weights.lora_file import write_lora
 from diffbir.utils.cli import UserError, entry_point
 
 
@@ -38,6 +39,16 @@ def mean(states: Sequence[Mapping[str, Tensor]], shares: Sequence[float]) -> dic
         down, up = approximation(downs, torch.cat(ups, dim=1), len(first))
         total[key], total[other] = down.view(-1, *first.shape[1:]), up.view(*up.shape, *states[0][other].shape[2:])
     return total
+
+
+def folded(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Without alphas, which are multiplied into the factors: the scale of an addition is alpha / rank."""
+    alphas = {key.removesuffix(".alpha"): float(value) for key, value in state.items() if key.endswith(".alpha")}
+    plain = {key: value for key, value in state.items() if not key.endswith(".alpha")}
+    for layer, alpha in alphas.items():
+        if layer + DOWN in plain and layer + UP in plain:
+            plain[layer + UP] = plain[layer + UP].float() * (alpha / len(plain[layer + DOWN]))
+    return plain
 
 
 def check(files: Sequence[str], states: Sequence[Mapping[str, Tensor]]) -> None:
@@ -71,10 +82,15 @@ def main(argv: list[str] | None = None) -> None:
         raise UserError(f"shares add up to {sum(scales):g}; give more than 0 together")
     if args.output.suffix != ".safetensors":
         raise UserError(f"--output {args.output} is no .safetensors file; give it that ending")
-    states = [read_state_dict(file) for file in files]
+    stored = [read_state_dict(file) for file in files]
+    states = [folded(state) for state in stored]
     check(files, states)
-    dtype = next((value.dtype for value in states[0].values() if value.is_floating_point()), None)
-    save_weights(mean(states, [scale / sum(scales) for scale in scales]), args.output, dtype)
+    result = mean(states, [scale / sum(scales) for scale in scales])
+    dtypes = [value.dtype for value in stored[0].values() if value.is_floating_point()]
+    if torch.float8_e4m3fn in dtypes:
+        write_lora(result, args.output, torch.float8_e4m3fn)
+    else:
+        save_weights(result, args.output, dtypes[0] if dtypes else None)
 
 
 if __name__ == "__main__":

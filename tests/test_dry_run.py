@@ -28,9 +28,9 @@ TINY = {
 
 @pytest.fixture(scope="module")
 def pairs(tmp_path_factory) -> Path:
-    """A folder as scripts/train_mini.sh makes it, of photos that stage 1 left as they are."""
+    """A folder as scripts/train_mini.sh makes it, of photos that stage 1 and the teacher left as they are."""
     folder = tmp_path_factory.mktemp("pairs")
-    for name in ("hq", "reg"):
+    for name in ("hq", "reg", "teacher"):
         (folder / name).symlink_to(ROOT / "inputs/demo")
     return folder
 

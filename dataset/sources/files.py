@@ -14,11 +14,15 @@ from diffbir.utils.image import image_names, read_rgb
 
 
 class Sample(NamedTuple):
-    """`hq` (H, W, 3) uint8 RGB; `lq` likewise and of the same size, where the source has ready-made pairs."""
+    """`hq` (H, W, 3) uint8 RGB; `lq` likewise and of the same size, where the source has ready-made pairs.
+
+    `teacher`, also of that size, is what another model made of the degraded picture, where the source has such.
+    """
 
     hq: NDArray[np.uint8]
     prompt: str = ""
     lq: NDArray[np.uint8] | None = None
+    teacher: NDArray[np.uint8] | None = None
 
 
 class Source(Protocol):

@@ -15,19 +15,25 @@ class PairFolders:
     """Ready-made pairs: every image below `hq` has one of the same relative name below `lq`.
 
     A low-quality image of another size is resized to that of its partner (bicubic), as inference does.
+
+    Args:
+        teacher: a folder with what another model makes of every `lq`, likewise; None is without.
     """
 
     paired = True
 
-    def __init__(self, hq: str | Path, lq: str | Path):
-        folders = Path(hq).expanduser(), Path(lq).expanduser()
-        if not all(folder.is_dir() for folder in folders):
-            raise UserError(f"{hq} and {lq} must be folders with the same relative names in both")
-        self.hq = Paths(*image_names(folders[0]))
-        self.lq = Paths(folders[1], self.hq.names)
-        missing = [path for path in self.lq if not path.is_file()]
+    def __init__(self, hq: str | Path, lq: str | Path, teacher: str | Path | None = None):
+        self.hq = Paths(*image_names(folder(hq)))
+        self.others = {"lq": self.partners(hq, lq)}
+        if teacher is not None:
+            self.others["teacher"] = self.partners(hq, teacher)
+
+    def partners(self, hq: str | Path, path: str | Path) -> Paths:
+        paths = Paths(folder(path), self.hq.names)
+        missing = [p for p in paths if not p.is_file()]
         if missing:
             raise UserError(f"{missing[0]} does not exist ({len(missing)} such); every image of {hq} needs its partner")
+        return paths
 
     def __len__(self) -> int:
         return len(self.hq)
@@ -39,14 +45,24 @@ class PairFolders:
         return self.hq.names[i]
 
     def read(self, i: int, rng: np.random.Generator) -> Sample:
-        hq, lq = read_rgb(self.hq[i]), read_rgb(self.lq[i])
-        (height, width), (low_height, low_width) = hq.shape[:2], lq.shape[:2]
-        # One pixel of rounding at the smaller size is what any downsampling may leave.
-        if abs(height * low_width - width * low_height) > max(height, width):
-            raise ImageError(
-                f"{self.lq[i]} ({low_width} x {low_height}) has not the shape of {self.hq[i]} ({width} x {height}); "
-                "correct or remove the pair"
-            )
-        if lq.shape != hq.shape:
-            lq = resize(lq, height, width, "bicubic")
-        return Sample(hq, lq=lq)
+        hq = read_rgb(self.hq[i])
+        height, width = hq.shape[:2]
+        others = {name: read_rgb(paths[i]) for name, paths in self.others.items()}
+        for name, image in others.items():
+            own_height, own_width = image.shape[:2]
+            # One pixel of rounding at the smaller size is what any downsampling may leave.
+            if abs(height * own_width - width * own_height) > max(height, width):
+                raise ImageError(
+                    f"{self.others[name][i]} ({own_width} x {own_height}) has not the shape of {self.hq[i]} "
+                    f"({width} x {height}); correct or remove the pair"
+                )
+            if image.shape != hq.shape:
+                others[name] = resize(image, height, width, "bicubic")
+        return Sample(hq, **others)
+
+
+def folder(path: str | Path) -> Path:
+    path = Path(path).expanduser()
+    if not path.is_dir():
+        raise UserError(f"{path} is no folder; pairs are folders that hold the same relative names")
+    return path

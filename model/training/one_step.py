@@ -16,7 +16,7 @@ from diffbir.model.sampling.denoiser import ControlledUNet
 from diffbir.model.sampling.diffusion import Diffusion
 from diffbir.model.sampling.guidance import region_weight
 from diffbir.model.training.base import Trainable
-from diffbir.model.training.stage1 import LOSSES
+from diffbir.model.training.stage1 import LOSSES, mae
 from diffbir.model.weights.lora_file import read_lora
 from diffbir.utils.cli import UserError
 from diffbir.utils.metrics import DISTS, LPIPS, VGG16
@@ -83,6 +83,8 @@ class OneStepTraining(Trainable):
         plain_weight: of the mean absolute difference from I_reg where the photo is `plain`. Nothing is missing there,
             and what perceptual losses would add to it is seen as scratches.
         dists_images: how many pictures of a batch DISTS looks at, which can take as long as all the rest; None is all.
+        teacher_weight: of L1 + LPIPS to what a teacher made of the same input, where the data has it: a target without
+            chance, which a small model follows more easily than it invents. It falls to 0 until step `teacher_steps`.
         adversarial: 'softplus' or 'hinge'.
         adversarial_weight: of the generator's adversarial loss, which sets in at step `warm_up` and is in full force
             `ramp` steps later.
@@ -111,6 +113,8 @@ class OneStepTraining(Trainable):
         lpips_weight: float = 1.0,
         dists_weight: float = 0.0,
         dists_images: int | None = None,
+        teacher_weight: float = 0.0,
+        teacher_steps: int = 0,
         adversarial: str = "softplus",
         adversarial_weight: float = 0.1,
         warm_up: int = 0,
@@ -154,6 +158,7 @@ class OneStepTraining(Trainable):
         self.reconstruction_weight, self.plain_weight = reconstruction_weight, plain_weight
         self.lpips_weight = lpips_weight
         self.dists_weight, self.dists_images = dists_weight, dists_images
+        self.teacher_weight, self.teacher_steps = teacher_weight, teacher_steps
         self.discriminator_loss, self.generator_loss = ADVERSARIAL[adversarial]
         self.adversarial_weight, self.warm_up, self.ramp = adversarial_weight, warm_up, ramp
         self.discriminator_optimizer = dict(discriminator_optimizer or {})
@@ -252,6 +257,16 @@ class OneStepTraining(Trainable):
             dists = self.dists(fake[: self.dists_images], real[: self.dists_images]).mean()
             self.log("train/dists", dists)
             loss = loss + self.dists_weight * dists
+        if self.teacher_weight:
+            if (teacher := batch.get("teacher")) is None:
+                raise UserError(
+                    "module.params.teacher_weight: the data has no pictures of a teacher; give the `teacher` folder of "
+                    "dataset.sources.pairs.PairFolders, or set the weight to 0"
+                )
+            distance = mae(fake, teacher).mean() + self.lpips(*off_grid(fake, teacher)).mean()
+            self.log("train/teacher", distance)
+            fading = max(0.0, 1 - self.trainer.global_step / max(self.teacher_steps, 1))
+            loss = loss + fading * self.teacher_weight * distance
         if self.discriminator:
             generator, discriminator = self.adversary(fake, real)
             loss = loss + self.ramp_up() * self.adversarial_weight * generator

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from diffbir.model.networks.lora import DOWN, UP
-from diffbir.model.weights.checkpoint import CheckpointError, find_weights
+from diffbir.model.weights.checkpoint import CheckpointError, find_weights, save_weights
 from diffbir.model.weights.diffusers_layout import TRANSLATORS, Source, sources
 from diffbir.model.weights.foreign import read_foreign
 
@@ -94,6 +94,31 @@ def read_lora(
     return found, replaced
 
 
+def write_lora(additions: Mapping[str, Tensor], path: str | Path, dtype: torch.dtype) -> None:
+    """Writes additions, `<network>.<layer>.lora_A.weight` and `.lora_B.weight`, and what else they hold.
+
+    Args:
+        dtype: of the factors. Those in 8 bits (`torch.float8_e4m3fn`, 4 bits of precision) are brought into its range by a
+            power of two, which `<layer>.alpha` takes back; half as large as in half precision, a file has room for twice
+            the rank, and rounding costs a thousandth of the addition's energy where each direction less costs more. What
+            else there is, such as biases, is stored in half precision then.
+    """
+    state = dict(additions)
+    if dtype == torch.float8_e4m3fn:
+        for layer in sorted({key.removesuffix(DOWN) for key in additions if key.endswith(DOWN)}):
+            shift = 0.0
+            for key in (layer + DOWN, layer + UP):
+                largest = additions[key].abs().max().clamp(min=2.0**-40).float()
+                exponent = torch.floor(torch.log2(torch.finfo(dtype).max / largest))
+                state[key] = (additions[key].float() * 2**exponent).to(dtype)
+                shift += exponent
+            state[f"{layer}.alpha"] = len(additions[layer + DOWN]) * 2.0**-shift
+        own = {key: value for key, value in state.items() if value.dtype != dtype and not key.endswith(".alpha")}
+        state |= {key: value.to(torch.float16) for key, value in own.items()}
+        dtype = None
+    save_weights(state, path, dtype)
+
+
 def _flat(content: Mapping[str, Any]) -> dict[str, Tensor]:
     """Nested `state_dict_unet`, `state_dict_vae` of published one-step restorers, with their networks as prefixes."""
     state = {}
@@ -113,7 +138,7 @@ def _table(role: str, network: nn.Module) -> dict[str, tuple[str, int, int]]:
     table = {}
     translated = sources(role, state) if role in TRANSLATORS and state and _translatable(role, state) else {}
     for key, value in state.items():
-        if value.ndim < 2 or not key.endswith("weight"):
+        if not key.endswith("weight"):
             continue
         layer = key[:-7]  # without .weight, or _weight
         table[layer.replace(".", "_")] = layer, 0, 1

@@ -15,11 +15,12 @@ def test_all_levels_survive_to_the_last_bit_at_a_quarter_of_the_size():
     """However they were computed: by division of bytes, of floats, or in place."""
     levels = np.arange(256, dtype=np.float32).reshape(1, 16, 16)
     pair = {"hq": to_tensor(astronaut()[:16, :16]), "lq": torch.from_numpy(round_to_8_bits(levels / 255))}
+    pair["teacher"] = pair["lq"].flip(-1)
     batch = pack([pair, pair])
-    assert batch["hq"].dtype == batch["lq"].dtype == torch.uint8
+    assert batch["hq"].dtype == batch["lq"].dtype == batch["teacher"].dtype == torch.uint8
     assert torch.equal(batch["lq"][0], torch.arange(256, dtype=torch.uint8).reshape(1, 16, 16))
     back = unpack(batch)
-    for key in ("hq", "lq"):
+    for key in ("hq", "lq", "teacher"):
         assert back[key].dtype == torch.float32
         assert torch.equal(back[key], torch.stack([pair[key]] * 2))
 

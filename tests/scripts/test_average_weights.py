@@ -6,6 +6,7 @@ from safetensors.torch import load_file
 from torch.testing import assert_close
 
 from diffbir.model.weights.checkpoint import save_weights
+from diffbir.model.weights.lora_file import write_lora
 from tests.scripts.test_dataset_scripts import run
 
 A, B = "unet.in.lora_A.weight", "unet.in.lora_B.weight"
@@ -46,6 +47,24 @@ def test_the_mean_of_additions_is_that_of_what_they_add(tmp_path, rank):
     best = (u[:, :rank] * s[:rank] @ v[:rank]).view_as(expected)
     assert (best - expected).norm() > 0.01
     assert_close(product(found), best, rtol=1e-4, atol=1e-4)
+
+
+def test_alphas_are_part_of_what_is_added(tmp_path):
+    """Of files that differ in them, and of such in 8 bits, which stay in 8 bits."""
+    one, other = additions(0, 3), additions(1, 3)
+    save_weights({**one, "unet.in.alpha": torch.tensor(1.5)}, tmp_path / "one.safetensors")
+    write_lora(other, tmp_path / "other.safetensors", torch.float8_e4m3fn)
+    files = [tmp_path / f"{name}.safetensors" for name in ("one", "other")]
+    u, s, v = torch.linalg.svd((0.5 * product(one) + product(other)).flatten(1) / 2, full_matrices=False)
+    best = (u[:, :3] * s[:3] @ v[:3]).view(7, 5, 3, 3)
+    for order in (files, files[::-1]):
+        assert run("average_weights", *order, "--output", tmp_path / "mean.safetensors") == 0
+        found = load_file(tmp_path / "mean.safetensors")
+        coarse = order is not files
+        assert (found[A].dtype == torch.float8_e4m3fn) == coarse and ("unet.in.alpha" in found) == coarse
+        scale = float(found.get("unet.in.alpha", 3.0)) / 3
+        own = {key: value.float() for key, value in found.items()}
+        assert (scale * product(own) - best).norm() < (0.1 if coarse else 0.05) * best.norm()
 
 
 def test_files_of_other_networks_are_refused(tmp_path, capsys):

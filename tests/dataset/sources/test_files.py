@@ -187,6 +187,23 @@ def test_pairs_are_found_by_their_relative_names(photos, tmp_path):
         assert_close(item["hq"] + item["lq"], item["hq"] * 0 + 1, rtol=0, atol=1e-6)  # same place, same flip
 
 
+def test_a_teacher_s_pictures_come_along_from_the_same_place(photos, tmp_path):
+    for i, (name, *_) in enumerate(ROWS):
+        write_png(tmp_path / "lq" / name, 255 - PHOTO[i:])
+        write_png(tmp_path / "teacher" / name, PHOTO[i:] // 2)
+    folders = photos, tmp_path / "lq", tmp_path / "teacher"
+    dataset = ImagePairs(PairFolders(*folders), 16, seed=1)
+    for n in range(9):
+        item = dataset[n]
+        assert item.keys() == {"hq", "lq", "teacher", "prompt"}
+        assert_close(item["teacher"], (item["hq"] * 255).floor().div(2).floor() / 255, rtol=0, atol=1e-6)
+    (tmp_path / "teacher" / ROWS[1][0]).unlink()
+    with pytest.raises(UserError, match=re.escape(f"{tmp_path / 'teacher' / ROWS[1][0]} does not exist (1 such)")):
+        PairFolders(*folders)
+    with pytest.raises(UserError, match="nowhere is no folder"):
+        PairFolders(*folders[:2], tmp_path / "nowhere")
+
+
 def test_smaller_low_quality_images_are_enlarged_to_their_partners(tmp_path):
     write_png(tmp_path / "hq" / "a.png", PHOTO)
     low = resize(PHOTO, 15, 20, "area")

@@ -211,6 +211,31 @@ def test_the_loss_is_the_stated_sum(reconstruction, function):
         assert_close(loss, expected + logged["train/discriminator"])
 
 
+def test_a_teacher_s_weight_fades():
+    m, b, losses = module("module.params.teacher_weight=0.8", "module.params.teacher_steps=40"), batch(), {}
+    b["teacher"] = b["hq"].flip(-1)
+    m.log_dict = m.log = lambda *args, **kwargs: None
+    fake, _ = m.generate(b)
+    for step in (0, 10, 40, 99):
+        m._trainer = type("Trainer", (), {"global_step": step})()
+        for m.teacher_weight in (0.8, 0.0):
+            torch.manual_seed(step)
+            losses[m.teacher_weight] = m.training_step(b, 0)
+        torch.manual_seed(step)
+        off_grid(fake, b["hq"])
+        distance = (fake - b["teacher"]).abs().mean() + m.lpips(*off_grid(fake, b["teacher"])).mean()
+        assert distance > 0.1
+        assert_close(losses[0.8] - losses[0.0], 0.8 * max(0.0, 1 - step / 40) * distance, rtol=1e-3, atol=1e-5)
+
+
+def test_a_teacher_that_the_data_lacks_is_refused():
+    m = module("module.params.teacher_weight=0.8", "module.params.teacher_steps=40")
+    m.log_dict = m.log = lambda *args, **kwargs: None
+    m._trainer = type("Trainer", (), {"global_step": 0})()
+    with pytest.raises(UserError, match=r"module\.params\.teacher_weight: .* `teacher`"):
+        m.training_step(batch(), 0)
+
+
 def test_skies_are_plain_and_textures_are_not():
     photo = torch.full((1, 3, 32, 64), 0.5) + torch.linspace(0, 0.1, 64)  # a sky ...
     photo[..., 32:] += 0.3 * (torch.arange(32) // 2 % 2)  # ... and stripes
