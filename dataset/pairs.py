@@ -1,5 +1,5 @@
-"""Datasets. An item is a dict: `hq` (3, S, S) float32 RGB in [0, 1], `lq` likewise, `prompt` a string; and `teacher`, an
-image too, where the source has it.
+"""Datasets. An item is a dict: `hq` (3, S, S) float32 RGB in [0, 1], `lq` likewise, `prompt` a string; and `teacher`,
+an image too, where the source has it.
 
 Where the degradation is left to the accelerator, `seed` stands in place of `lq` (see `dataset.data_module`).
 """

@@ -2,7 +2,7 @@
 
   python scripts/average_weights.py a/lora.safetensors:0.65 b/lora.safetensors:0.35 --output mean.safetensors
 
-Of additions of low rank (LoRA) it is the mean of what they add, B A, at the rank of the first file; alphas are part of it.
+Of additions of low rank (LoRA) it is the mean of what they add, B A and its scale, at the rank of the first file.
 """
 
 import argparse

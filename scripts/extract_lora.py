@@ -3,10 +3,10 @@
   python scripts/extract_lora.py weights/mini runs/mini/one_step/weights --rank unet=26 branch=16 autoencoder=96 \\
       --output one_step.safetensors
 
-FROM and TO are folders with <network>.safetensors, as trainings leave them, or files with several networks, whose keys begin
-with <network>. The best additions of each rank (by the singular values of the difference) are stored, and whatever isn't a
-layer's matrix, such as biases and norms, whole where it changed. Use the file with `--lora`, a preset's `lora` or
-`one_step.lora`, or go on training from it (`module.params.start`).
+FROM and TO are folders with <network>.safetensors, as trainings leave them, or files of several networks, whose keys
+begin with <network>. The best additions of each rank (by the singular values of the difference) are stored, and whatever
+isn't a layer's matrix, such as biases and norms, whole where it changed. Use the file with `--lora`, a preset's `lora`
+or `one_step.lora`.
 """
 
 import argparse

@@ -98,10 +98,10 @@ def write_lora(additions: Mapping[str, Tensor], path: str | Path, dtype: torch.d
     """Writes additions, `<network>.<layer>.lora_A.weight` and `.lora_B.weight`, and what else they hold.
 
     Args:
-        dtype: of the factors. Those in 8 bits (`torch.float8_e4m3fn`, 4 bits of precision) are brought into its range by a
-            power of two, which `<layer>.alpha` takes back; half as large as in half precision, a file has room for twice
-            the rank, and rounding costs a thousandth of the addition's energy where each direction less costs more. What
-            else there is, such as biases, is stored in half precision then.
+        dtype: of the factors. Those in 8 bits (`torch.float8_e4m3fn`, 4 bits of precision) are brought into its range
+            by a power of two, which `<layer>.alpha` takes back: a file has room for twice the rank that it has in half
+            precision, for a rounding of some thousandths of the addition's energy. What else there is, such as biases,
+            is stored in half precision then.
     """
     state = dict(additions)
     if dtype == torch.float8_e4m3fn:
@@ -137,7 +137,7 @@ def _table(role: str, network: nn.Module) -> dict[str, tuple[str, int, int]]:
     state = network.state_dict()
     table = {}
     translated = sources(role, state) if role in TRANSLATORS and state and _translatable(role, state) else {}
-    for key, value in state.items():
+    for key in state:
         if not key.endswith("weight"):
             continue
         layer = key[:-7]  # without .weight, or _weight
