@@ -161,12 +161,12 @@ def make_item(
     images = {name: cut.astype(np.float32) / 255 for name, cut in zip(given, cuts, strict=True)}
     if target is not None:
         images["hq"] = target(images["hq"])
-    item = {"prompt": sample.prompt}
+    item = {"prompt": sample.prompt, **{name: to_tensor(image) for name, image in images.items()}}
     if degradation is not None and defer:
         item["seed"] = int(rng.integers(2**63))
     elif degradation is not None:
-        images["lq"] = degradation(images["hq"], rng)
-    return item | {name: to_tensor(image) for name, image in images.items()}
+        item["lq"] = to_tensor(degradation(images["hq"], rng))
+    return item
 
 
 def open_source(source: str | Path, captions: Mapping[str, float] | None = None) -> Source:

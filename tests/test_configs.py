@@ -55,7 +55,7 @@ def test_trainings_build(path, request):
     if any(key in path.read_text() for key in ("feature_heads", "dists_weight", "include: one_step.yaml")):
         request.getfixturevalue("vgg16")
     pairs = request.getfixturevalue("tmp_path")
-    for name in ("hq", "reg"):
+    for name in ("hq", "reg", "teacher"):
         (pairs / name).symlink_to(ROOT / "inputs/demo")
     cached = [f"pairs={pairs}", f"val_pairs={pairs}"]
     config = load_config(path, cached if "cached" in path.stem else ["photos=inputs/demo"])
