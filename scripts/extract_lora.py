@@ -1,12 +1,12 @@
 """What a training changed, as additions of low rank: the file that turns one set of weights into another.
 
-  python scripts/extract_lora.py weights/mini runs/mini/one_step/weights --rank unet=26 branch=16 autoencoder=96 \\
+  python scripts/extract_lora.py weights/mini runs/mini/one_step/weights --rank unet=28 branch=18 autoencoder=112 \\
       --output one_step.safetensors
 
 FROM and TO are folders with <network>.safetensors, as trainings leave them, or files of several networks, whose keys
-begin with <network>. The best additions of each rank (by the singular values of the difference) are stored, and whatever
-isn't a layer's matrix, such as biases and norms, whole where it changed. Use the file with `--lora`, a preset's `lora`
-or `one_step.lora`.
+begin with <network>. Stored are the best additions of each rank (by the singular values of the difference), and what is
+no layer's matrix, such as biases and norms, whole where it changed. Use the file with `--lora`, a preset's `lora` or
+`one_step.lora`.
 """
 
 import argparse
