@@ -50,14 +50,14 @@ for part in train val; do
             "$python" scripts/make_testset.py "$source" --degradation "configs/dataset/mini_$damage.yaml" --size 192 \
                 --crop random --lq-scale "$scale" --count "$count" --output "$set_"
         fi
-        mkdir -p "$pairs"/{hq,reg,teacher}
-        ln -sfn "$(realpath "$set_/hq")" "$pairs/hq/$damage"
+        mkdir -p "$pairs"/{hq,reg,teacher}/"$damage"
+        cp "$set_"/hq/* "$pairs/hq/$damage"
         restore=("$python" inference.py --input "$set_/lq" --stage 1 --upscale "$scale")
         "${restore[@]}" --output "$pairs/reg/$damage" weights.stage1="$stage1"
         if [ "$damage" = strong ]; then
             "${restore[@]}" --stage1 realesrgan --output "$pairs/teacher/$damage"
         else
-            ln -sfn "$(realpath "$set_/hq")" "$pairs/teacher/$damage"
+            cp "$set_"/hq/* "$pairs/teacher/$damage"
         fi
     done
 done
