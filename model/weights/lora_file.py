@@ -100,8 +100,8 @@ def write_lora(additions: Mapping[str, Tensor], path: str | Path, dtype: torch.d
     Args:
         dtype: of the factors. Those in 8 bits (`torch.float8_e4m3fn`, 4 bits of precision) are brought into its range
             by a power of two, which `<layer>.alpha` takes back: a file has room for twice the rank that it has in half
-            precision, for a rounding of about a thousandth of the addition's energy. What else there is, such as biases,
-            is stored in half precision then.
+            precision, and rounding costs a thousandth of the addition's energy. What else there is, such as biases, is
+            stored in half precision then.
     """
     state = dict(additions)
     if dtype == torch.float8_e4m3fn:
