@@ -20,7 +20,7 @@ from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from diffbir.model.networks.lora import DOWN, UP, approximation
+from diffbir.model.networks.lora import DOWN, UP, factorized
 from diffbir.model.weights.checkpoint import read_state_dict
 from diffbir.model.weights.lora_file import write_lora
 from diffbir.utils.cli import UserError, entry_point
@@ -53,10 +53,7 @@ def additions(old: Mapping[str, Tensor], new: Mapping[str, Tensor], rank: int) -
             raise UserError(f"'{key}' changed, which is no layer's weight or bias, so no file of additions can hold it")
         outputs, *kernel = change.shape
         matrix = change.flatten(1)
-        wide = matrix if outputs <= matrix.shape[1] else matrix.T
-        down, up = approximation(wide, torch.eye(len(wide)), rank)
-        if wide is not matrix:
-            down, up = up.T, down.T
+        down, up = factorized(matrix, rank)
         total += float(matrix.square().sum())
         kept += float((up @ down).square().sum())
         found[layer + DOWN] = down.reshape(-1, *kernel)

@@ -54,11 +54,10 @@ for part in train val; do
         cp "$set_"/hq/* "$pairs/hq/$damage"
         restore=("$python" inference.py --input "$set_/lq" --stage 1 --upscale "$scale")
         "${restore[@]}" --output "$pairs/reg/$damage" weights.stage1="$stage1"
-        if [ "$damage" = strong ]; then
-            "${restore[@]}" --stage1 realesrgan --output "$pairs/teacher/$damage"
-        else
-            cp "$set_"/hq/* "$pairs/teacher/$damage"
-        fi
+        case $part-$damage in
+            train-strong) "${restore[@]}" --stage1 realesrgan --output "$pairs/teacher/$damage" ;;
+            train-mild) cp "$set_"/hq/* "$pairs/teacher/$damage" ;;
+        esac
     done
 done
 "$python" train_stage2.py --config configs/train/mini/one_step_cached.yaml resume=auto run_dir="$runs/one_step" \

@@ -11,6 +11,14 @@ from diffbir.utils.cli import UserError
 from diffbir.utils.image import ImageError, image_names, read_rgb
 
 
+def folder(path: str | Path) -> Path:
+    """A path that must be a folder."""
+    path = Path(path).expanduser()
+    if not path.is_dir():
+        raise UserError(f"{path} is no folder; pairs are folders that hold the same relative names")
+    return path
+
+
 class PairFolders:
     """Ready-made pairs: every image below `hq` has one of the same relative name below `lq`.
 
@@ -59,10 +67,3 @@ class PairFolders:
             if image.shape != hq.shape:
                 others[name] = resize(image, height, width, "bicubic")
         return Sample(hq, **others)
-
-
-def folder(path: str | Path) -> Path:
-    path = Path(path).expanduser()
-    if not path.is_dir():
-        raise UserError(f"{path} is no folder; pairs are folders that hold the same relative names")
-    return path

@@ -40,9 +40,12 @@ class LowRank(nn.Module):
 
 def approximation(down: Tensor, up: Tensor, rank: int) -> tuple[Tensor, Tensor]:
     """The best approximation of this rank to B A, A `down` (r, inputs) and B `up` (outputs, r); itself if r <= rank."""
-    if len(down) <= rank:
-        return down, up
-    u, s, v = torch.linalg.svd(up @ down, full_matrices=False)
+    return (down, up) if len(down) <= rank else factorized(up @ down, rank)
+
+
+def factorized(matrix: Tensor, rank: int) -> tuple[Tensor, Tensor]:
+    """The best approximation of this rank, at most, to a matrix (outputs, inputs), as factors A and B."""
+    u, s, v = torch.linalg.svd(matrix, full_matrices=False)
     root = s[:rank].sqrt()
     return root[:, None] * v[:rank], u[:, :rank] * root
 

@@ -98,25 +98,33 @@ def write_lora(additions: Mapping[str, Tensor], path: str | Path, dtype: torch.d
     """Writes additions, `<network>.<layer>.lora_A.weight` and `.lora_B.weight`, and what else they hold.
 
     Args:
-        dtype: of the factors. Those in 8 bits (`torch.float8_e4m3fn`, 4 bits of precision) are brought into its range
-            by a power of two, which `<layer>.alpha` takes back: a file has room for twice the rank that it has in half
-            precision, and rounding costs a thousandth of the addition's energy. What else there is, such as biases, is
-            stored in half precision then.
+        dtype: of all; with `torch.float8_e4m3fn`, of the factors (see `in_8_bits`), and half precision of the rest.
     """
-    state = dict(additions)
     if dtype == torch.float8_e4m3fn:
-        for layer in sorted({key.removesuffix(DOWN) for key in additions if key.endswith(DOWN)}):
-            shift = 0.0
-            for key in (layer + DOWN, layer + UP):
-                largest = additions[key].abs().max().clamp(min=2.0**-40).float()
-                exponent = torch.floor(torch.log2(torch.finfo(dtype).max / largest))
-                state[key] = (additions[key].float() * 2**exponent).to(dtype)
-                shift += exponent
-            state[f"{layer}.alpha"] = len(additions[layer + DOWN]) * 2.0**-shift
-        own = {key: value for key, value in state.items() if value.dtype != dtype and not key.endswith(".alpha")}
-        state |= {key: value.to(torch.float16) for key, value in own.items()}
-        dtype = None
-    save_weights(state, path, dtype)
+        save_weights(in_8_bits(additions), path)
+    else:
+        save_weights(additions, path, dtype)
+
+
+def in_8_bits(additions: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Factors as float8_e4m3fn, which has 4 bits of precision, and what else there is, such as biases, as float16.
+
+    A file has room for twice the rank that it has in half precision, and rounding costs a thousandth of the addition's
+    energy. Each factor is brought into the range of the type by a power of two; `<layer>.alpha` takes both back.
+    """
+    dtype = torch.float8_e4m3fn
+    result, shifts = {}, {}
+    for key, value in additions.items():
+        if not key.endswith((DOWN, UP)):
+            result[key] = value.to(torch.float16)
+            continue
+        largest = value.float().abs().max().clamp(min=2.0**-40)
+        shift = torch.floor(torch.log2(torch.finfo(dtype).max / largest))
+        result[key] = (value.float() * 2**shift).to(dtype)
+        layer = key.removesuffix(DOWN).removesuffix(UP)
+        shifts[layer] = shifts.get(layer, 0.0) + shift
+    ranks = {layer: len(additions[layer + DOWN]) for layer in shifts}
+    return result | {f"{layer}.alpha": ranks[layer] * 2.0**-shift for layer, shift in shifts.items()}
 
 
 def _flat(content: Mapping[str, Any]) -> dict[str, Tensor]:
