@@ -1,4 +1,8 @@
-"""Scripts in processes of their own, forked from one that has imported what they need, which else takes seconds."""
+"""Processes of their own, forked from one that has imported what they need, which else takes seconds.
+
+It has computed nothing yet. What forks from the tests themselves inherits the locks and the heap that thousands of them
+leave, and has crashed in there.
+"""
 
 import multiprocessing
 import os
@@ -10,7 +14,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 CONTEXT = multiprocessing.get_context("forkserver")
-CONTEXT.set_forkserver_preload(["diffbir.restore"])
+CONTEXT.set_forkserver_preload(["diffbir.restore", "diffbir.model.training.command"])
 
 
 def begin(output: Path) -> None:

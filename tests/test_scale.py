@@ -1,7 +1,6 @@
 """Two processes on the CPU, with the environment that torchrun gives: gradients, uneven data, errors and signals."""
 
 import faulthandler
-import multiprocessing
 import os
 import signal
 import socket
@@ -19,12 +18,32 @@ from diffbir.dataset.sources.shards import write_shard
 from diffbir.model.training.checkpointing import find_checkpoint
 from diffbir.model.training.command import main
 from diffbir.model.training.sharding import ON_CPU
+from tests.forks import CONTEXT
 from tests.runs import PHOTOS, ROOT, N, as_shipped, assert_equal, run, scalars, settings, state
 
 SHARDED = pytest.mark.skipif(not ON_CPU, reason="needs torch 2.9")
 STRATEGIES = {"ddp": "ddp", "fsdp": "{target: model.training.sharding.FSDP}"}
 ENDLESS = ["lr_schedule=null", "validate_every=1000000"]
 LIMIT = 300  # seconds after which a test counts as hanging
+
+
+def train(rank: int, port: int, argv: list[str], output: Path) -> None:
+    os.environ |= {
+        "TORCHELASTIC_RUN_ID": "test",
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+        "WORLD_SIZE": "2",
+        "LOCAL_WORLD_SIZE": "2",
+        "RANK": str(rank),
+        "LOCAL_RANK": str(rank),
+        "GROUP_RANK": "0",
+    }
+    torch.set_num_threads(1)
+    sys.stdout = sys.stderr = output.open("w", buffering=1)
+    for descriptor in (1, 2):  # also what C++ says before it aborts
+        os.dup2(sys.stdout.fileno(), descriptor)
+    faulthandler.enable()
+    sys.exit(main("", "", argv))
 
 
 class Ranks:
@@ -36,32 +55,12 @@ class Ranks:
             port = free.getsockname()[1]
         folder.mkdir(parents=True, exist_ok=True)
         self.files = [folder / f"rank{rank}.txt" for rank in range(2)]
-        # Forked: importing everything again would take most of the time.
-        fork = multiprocessing.get_context("fork")
         spread = {"accelerator": "cpu", "devices": 2, "strategy": STRATEGIES[strategy]}
         overrides = [*settings(stage, *args), *(f"trainer.params.{k}={v}" for k, v in spread.items())]
         argv = ["--config", str(ROOT / f"configs/train/mini/{stage}.yaml"), *overrides]
-        self.processes = [fork.Process(target=self.train, args=(rank, port, argv)) for rank in range(2)]
+        self.processes = [CONTEXT.Process(target=train, args=(rank, port, argv, self.files[rank])) for rank in range(2)]
         for process in self.processes:
             process.start()
-
-    def train(self, rank: int, port: int, argv: list[str]) -> None:
-        os.environ |= {
-            "TORCHELASTIC_RUN_ID": "test",
-            "MASTER_ADDR": "127.0.0.1",
-            "MASTER_PORT": str(port),
-            "WORLD_SIZE": "2",
-            "LOCAL_WORLD_SIZE": "2",
-            "RANK": str(rank),
-            "LOCAL_RANK": str(rank),
-            "GROUP_RANK": "0",
-        }
-        torch.set_num_threads(1)
-        sys.stdout = sys.stderr = self.files[rank].open("w", buffering=1)
-        for descriptor in (1, 2):  # also what C++ says before it aborts
-            os.dup2(sys.stdout.fileno(), descriptor)
-        faulthandler.enable()
-        sys.exit(main("", "", argv))
 
     def wait(self) -> list[int]:
         """Exit statuses."""

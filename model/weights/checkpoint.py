@@ -155,9 +155,11 @@ def load_weights(
 
 
 def _assign(module: nn.Module, key: str, value: Tensor) -> None:
-    """Gives a parameter that has no memory yet its value."""
-    owner, _, name = key.rpartition(".")
-    setattr(module.get_submodule(owner), name, nn.Parameter(value, module.get_parameter(key).requires_grad))
+    """Gives a parameter or buffer that has no memory yet its value."""
+    path, _, name = key.rpartition(".")
+    owner = module.get_submodule(path)
+    parameter = owner._parameters.get(name)
+    setattr(owner, name, value if parameter is None else nn.Parameter(value, parameter.requires_grad))
 
 
 def _check_fit(

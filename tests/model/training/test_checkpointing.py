@@ -11,6 +11,7 @@ import torch
 
 from diffbir.model.training.checkpointing import Checkpoint, choose_checkpoint, find_checkpoint
 from diffbir.utils.cli import UserError
+from tests.forks import CONTEXT
 from tests.runs import run
 
 
@@ -57,9 +58,8 @@ def choices(first: Path, second: Path) -> list[Path | str | None]:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    fork = multiprocessing.get_context("fork")
-    answers = fork.Queue()
-    ranks = [fork.Process(target=choose, args=(rank, port, f, answers)) for rank, f in enumerate((first, second))]
+    answers = CONTEXT.Queue()
+    ranks = [CONTEXT.Process(target=choose, args=(rank, port, f, answers)) for rank, f in enumerate((first, second))]
     for process in ranks:
         process.start()
     found = [answers.get(timeout=120) for _ in ranks]

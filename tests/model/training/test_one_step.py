@@ -129,6 +129,15 @@ def test_a_training_begins_with_the_additions_of_another(tmp_path):
         module("module.params.train_decoder=true", "module.params.lora={unet: 2, autoencoder: 2}", start)
 
 
+def test_a_training_begins_with_the_discriminator_in_the_checkpoint_of_another(tmp_path):
+    """With the vectors of its spectral norms, which are no parameters."""
+    train(config(tmp_path, 2))
+    saved = {k: v for k, v in state(tmp_path, 2)["state_dict"].items() if k.startswith("discriminator.")}
+    second = module(f"weights.discriminator={tmp_path}/checkpoints/{2:07d}.ckpt").discriminator.state_dict()
+    assert any(key.endswith("._u") for key in second)
+    assert_equal({f"discriminator.{k}": v for k, v in second.items()}, saved, "discriminator")
+
+
 def test_dists_looks_at_some_pictures(vgg16):
     m, b, logged = module("module.params.dists_weight=0.6", "module.params.dists_images=1"), batch(), {}
     m.log_dict = lambda *args, **kwargs: None

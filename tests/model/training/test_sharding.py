@@ -1,7 +1,6 @@
 """Two processes (gloo) that share the weights of a network."""
 
 import copy
-import multiprocessing
 from pathlib import Path
 
 import pytest
@@ -15,6 +14,7 @@ from torch.testing import assert_close
 from diffbir.model.networks.autoencoder import AutoencoderKL
 from diffbir.model.networks.swinir import SwinIR
 from diffbir.model.training.sharding import ON_CPU, shard, sharded_like, whole
+from tests.forks import CONTEXT
 
 pytestmark = pytest.mark.skipif(not ON_CPU, reason="needs torch 2.9")
 
@@ -34,7 +34,7 @@ CASES = {
 
 
 def check(rank: int, store: Path, case: str) -> None:
-    torch.set_num_threads(1)  # those of the forked process are not there
+    torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
     torch.manual_seed(0)
     call, network, sizes = CASES[case]
@@ -83,8 +83,7 @@ def check_half(rank: int, store: Path, case: str) -> None:
 
 @pytest.mark.parametrize("case, check", [*((case, check) for case in CASES), ("forward", check_half)])
 def test_a_shared_network_computes_what_the_whole_one_does(case, check, tmp_path):
-    fork = multiprocessing.get_context("fork")
-    processes = [fork.Process(target=check, args=(rank, tmp_path / "store", case)) for rank in range(2)]
+    processes = [CONTEXT.Process(target=check, args=(rank, tmp_path / "store", case)) for rank in range(2)]
     for process in processes:
         process.start()
     for process in processes:
