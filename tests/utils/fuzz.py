@@ -44,7 +44,8 @@ def seeds() -> dict[str, bytes]:
     deep = PHOTO.astype(np.uint16) * 257
     found["PNG 16"] = cv2.imencode(".png", deep)[1].tobytes()
     found["TIFF 16"] = cv2.imencode(".tif", deep)[1].tobytes()
-    found["TIFF float"] = cv2.imencode(".tif", deep.astype(np.float32) / 65535)[1].tobytes()
+    lzw = (cv2.IMWRITE_TIFF_COMPRESSION, 5)  # older versions of OpenCV store floating-point colours in LogLuv else
+    found["TIFF float"] = cv2.imencode(".tif", deep.astype(np.float32) / 65535, lzw)[1].tobytes()
     return found
 
 

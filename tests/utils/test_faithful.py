@@ -68,7 +68,7 @@ PROFILES = {
 def exif() -> Image.Exif:
     tags = Image.Exif()
     tags[0x0112], tags[0x010F] = 6, "a maker"
-    tags.get_ifd(0x8769)[0x829A] = 0.01
+    tags[0x8769] = {0x829A: 0.01}
     return tags
 
 
