@@ -102,16 +102,18 @@ def test_a_caption_is_the_prompt_of_images_that_have_none_of_their_own(blip, tmp
     work(Share(out, plan.items, plan.batches, settings), lambda task: model, quiet=True, captioner=captioner)
 
     lines = {line["output"]: line for line in map(json.loads, out.glob("*jsonl").__next__().read_text().splitlines())}
-    assert "caption" not in lines["b.png"]
+    assert "caption" not in lines["b.png"] and lines["a.png"]["caption"]
     for name in "abc":
         image, _ = open_picture(folder / f"{name}.png")
         caption = lines[f"{name}.png"].get("caption")
         assert caption == (None if name == "b" else captioner(image))
-        prompt = "a roof" if name == "b" else f"{caption}, sharp"
+        # Weights drawn at random may also find nothing to say.
+        prompt = "a roof" if name == "b" else f"{caption}, sharp" if caption else "sharp"
         expected = model.restore(image, model.options(prompt=prompt)).image[0]
         other = model.restore(image, model.options(prompt="sharp")).image[0]
         written = np.asarray(Image.open(out / f"{name}.png"))
-        assert (written != to_uint8(expected)).mean() < 0.01 < (written != to_uint8(other)).mean()
+        assert (written != to_uint8(expected)).mean() < 0.01
+        assert (written != to_uint8(other)).mean() > 0.01 or prompt == "sharp"
 
 
 def test_a_model_without_text_says_so_once_and_loads_no_captioner(tmp_path, capsys):
