@@ -158,8 +158,8 @@ def _assign(module: nn.Module, key: str, value: Tensor) -> None:
     """Gives a parameter or buffer that has no memory yet its value."""
     path, _, name = key.rpartition(".")
     owner = module.get_submodule(path)
-    parameter = owner._parameters.get(name)
-    setattr(owner, name, value if parameter is None else nn.Parameter(value, parameter.requires_grad))
+    old = getattr(owner, name)
+    setattr(owner, name, nn.Parameter(value, old.requires_grad) if isinstance(old, nn.Parameter) else value)
 
 
 def _check_fit(
