@@ -7,6 +7,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from torch.nn.utils.parametrizations import spectral_norm
 from torch.testing import assert_close
 
 import diffbir.model.weights.checkpoint as checkpoint
@@ -243,6 +244,22 @@ def test_tensors_of_any_memory_layout_are_saved_by_value(tmp_path):
     }
     save_weights(state, tmp_path / "weights.safetensors")
     assert_equal(read_state_dict(tmp_path / "weights.safetensors"), {k: v.detach() for k, v in state.items()})
+
+
+def test_on_the_meta_device_buffers_stay_buffers_and_parameters_keep_their_gradient(tmp_path):
+    def network() -> nn.Module:  # spectral norm keeps its singular vectors in buffers
+        frozen, normed = nn.Conv2d(2, 2, 1).requires_grad_(False), spectral_norm(nn.Conv2d(2, 4, 3))
+        return nn.Sequential(frozen, normed)
+
+    source = network()
+    file = write(source.state_dict(), tmp_path / "network.safetensors")
+    with torch.device("meta"):
+        loaded = network()
+    load_weights(loaded, file)
+    assert_equal(loaded.state_dict(), source.state_dict())
+    assert list(dict(loaded.named_buffers())) == list(dict(source.named_buffers())) != []
+    gradients = [{name: p.requires_grad for name, p in n.named_parameters()} for n in (loaded, source)]
+    assert gradients[0] == gradients[1]
 
 
 def test_a_network_in_channels_last_is_saved_and_loaded(source, network, tmp_path):
