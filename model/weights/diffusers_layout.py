@@ -389,7 +389,8 @@ def _branch_config(net: nn.Module) -> dict:
 
 def _autoencoder_config(net: nn.Module) -> dict:
     levels = net.encoder.down
-    if net.patch > 1 or not hasattr(net.encoder.norm_out, "num_groups"):
+    halves = net.encoder, net.decoder
+    if max(net.patch, net.decoder_patch) > 1 or not all(hasattr(half.norm_out, "num_groups") for half in halves):
         raise ValueError("an autoencoder of patches, or without norms")
     return {
         "_class_name": "AutoencoderKL",

@@ -144,6 +144,22 @@ def test_autoencoder_scales_and_shapes():
     assert_close(draws.std(0), torch.exp(0.5 * q.logvar), rtol=0.15, atol=0)
 
 
+@torch.no_grad()
+def test_a_decoder_of_another_shape():
+    """Encodes as an autoencoder with the encoder's shape does, and decodes as one with the decoder's."""
+    shape = dict(channels=8, channel_mult=[1, 2, 4], num_res_blocks=1, norm_groups=4, mid_attention=False)
+    its = dict(patch=2, channel_mult=[2, 4], norm_groups=0)
+    net, encoder, decoder = (
+        fill(AutoencoderKL(**params)) for params in (shape | {"decoder": its}, shape, {**shape, **its})
+    )
+    encoder.encoder.load_state_dict(net.encoder.state_dict())
+    decoder.decoder.load_state_dict(net.decoder.state_dict())
+    x, z = torch.rand(1, 3, 16, 24), torch.randn(1, 4, 4, 6)
+    assert torch.equal(net.encode(x), encoder.encode(x)) and torch.equal(net.decode(z), decoder.decode(z))
+    with pytest.raises(ValueError, match="the encoder's factor is 4, the decoder's 8"):
+        AutoencoderKL(**shape, decoder={"patch": 2})
+
+
 def test_kl_agrees_with_torch_distributions():
     from torch.distributions import Normal, kl_divergence
 

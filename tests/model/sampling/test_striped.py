@@ -15,10 +15,15 @@ from diffbir.model.sampling.striped import CPU, StripedAutoencoder, Stripes, str
 
 CONVOLUTIONS = dict(channels=8, channel_mult=(1, 2, 4), num_res_blocks=1, mid_attention=False, norm_groups=2)
 PATCHES = dict(patch=2, channels=8, channel_mult=(1, 2), num_res_blocks=1, mid_attention=False, norm_groups=0)
+MIXED = dict(CONVOLUTIONS, decoder=dict(patch=2, channel_mult=(1, 2), num_res_blocks=2, norm_groups=0))
 ATTENTION = dict(channels=16, channel_mult=(1, 2, 2, 4), num_res_blocks=2, mid_attention=True, norm_groups=4)
 
 
-@pytest.fixture(scope="module", params=[CONVOLUTIONS, ATTENTION, PATCHES], ids=["convolutions", "attention", "patches"])
+@pytest.fixture(
+    scope="module",
+    params=[CONVOLUTIONS, ATTENTION, PATCHES, MIXED],
+    ids=["convolutions", "attention", "patches", "patches_in_the_decoder"],
+)
 def autoencoder(request) -> AutoencoderKL:
     torch.manual_seed(0)
     model = AutoencoderKL(**request.param).eval().requires_grad_(False)

@@ -211,12 +211,33 @@ def test_a_unet_that_attends_to_text_is_refused_by_one_without(tmp_path):
         load_weights(UNet(**size), tmp_path / "text.safetensors", "unet")
 
 
-@pytest.mark.parametrize("params", [{"patch": 2}, {"norm_groups": 0}])
-def test_what_diffusers_cannot_build_is_said(params, tmp_path, capsys):
-    yaml = {"networks": {"autoencoder": {"target": "model.networks.autoencoder.AutoencoderKL", "params": params}}}
+def of_one_network(tmp_path: Path, name: str, target: str, params: dict) -> list[str]:
+    """Arguments that convert a preset of one network, of random weights."""
+    yaml = {"networks": {name: {"target": f"model.networks.{target}", "params": params}}}
     (tmp_path / "preset.yaml").write_text(OmegaConf.to_yaml(OmegaConf.create(yaml)))
-    assert convert_weights.main(["--preset", str(tmp_path / "preset.yaml"), "--diffusers", str(tmp_path / "out")]) == 1
-    assert "diffusers has no class for AutoencoderKL" in capsys.readouterr().err
+    return ["--preset", str(tmp_path / "preset.yaml"), "--diffusers", str(tmp_path / "out")]
+
+
+@pytest.mark.parametrize(
+    "params",
+    [{"patch": 2}, {"norm_groups": 0}, {"decoder": {"norm_groups": 0}}, {"decoder": {"patch": 2, "channel_mult": [1]}}],
+)
+def test_an_autoencoder_that_diffusers_cannot_build_stays_ours(params, tmp_path):
+    target, size = NETWORKS["autoencoder"]
+    assert convert_weights.main(of_one_network(tmp_path, "autoencoder", target, size | params)) == 0
+    folder = tmp_path / "out"
+    assert not (folder / "vae").exists()
+    weights = f"weights.autoencoder={folder / 'autoencoder.safetensors'}"
+    opened = build_networks(load_preset(folder / "autoencoder.yaml", overrides=[weights]))["autoencoder"]
+    again = build_networks(load_preset(tmp_path / "preset.yaml"))["autoencoder"]
+    assert_same(opened, load_weights(again, folder, "autoencoder"))
+    assert opened.patch == params.get("patch", 1) and any(p.any() for p in opened.parameters())
+
+
+def test_a_branch_that_diffusers_cannot_build_is_refused(tmp_path, capsys):
+    size = SIZE | {"hint_channels": 5}
+    assert convert_weights.main(of_one_network(tmp_path, "branch", "control.LatentBranch", size)) == 1
+    assert "diffusers has no class for LatentBranch with this: 5 channels" in capsys.readouterr().err
 
 
 @pytest.mark.slow
