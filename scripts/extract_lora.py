@@ -1,6 +1,6 @@
 """What a training changed, as additions of low rank: the file that turns one set of weights into another.
 
-  python scripts/extract_lora.py weights/mini runs/mini/one_step/weights --rank unet=28 branch=18 autoencoder=112 \\
+  python scripts/extract_lora.py weights/mini runs/mini/one_step/weights --rank unet=28 branch=18 autoencoder=84 \\
       --output one_step.safetensors
 
 FROM and TO are folders with <network>.safetensors, as trainings leave them, or files of several networks, whose keys

@@ -65,5 +65,5 @@ done
     weights.unet="$runs/weights/unet.safetensors" weights.branch="$runs/weights/branch.safetensors" "$@"
 
 # Trained whole, stored as additions to the weights of the chain, which stay.
-"$python" scripts/extract_lora.py "$runs/weights" "$runs/one_step/weights" --rank unet=28 branch=18 autoencoder=112 --dtype fp8 \
+"$python" scripts/extract_lora.py "$runs/weights" "$runs/one_step/weights" --rank unet=28 branch=18 autoencoder=84 --dtype fp8 \
     --output "$runs/weights/one_step.safetensors"
